@@ -35,7 +35,7 @@ class Word:
     last: int = 0         # one past the index of its last whitespace word
     special: bool = False # a token that spells no text: BOS, EOS, CLS, padding
 
-# %% ../nbs/02_words.ipynb #f55b31ec
+# %% ../nbs/02_words.ipynb #7ef90025
 @lru_cache(maxsize=1)
 def _space_table() -> np.ndarray: # (0x3002,) bool: is this code point whitespace, in Python's sense (and so in re's)
     return np.array([chr(c).isspace() for c in range(0x3002)])
@@ -52,7 +52,7 @@ def _char_words(texts: list[str], # B texts
     new[starts[:-1]] = True                 # and at the beginning of every text
     return space, np.cumsum(new) - 1, starts
 
-# %% ../nbs/02_words.ipynb #d6c1ebc4
+# %% ../nbs/02_words.ipynb #6b7398c2
 def _reach(texts: list[str],    # B texts
            spans: np.ndarray,   # (T, 2) int64, each token's characters within its text
            text_of: np.ndarray, # (T,) int64, non-decreasing: the text of each token
@@ -80,20 +80,35 @@ def _finest(f: np.ndarray, l: np.ndarray) -> tuple[np.ndarray, np.ndarray]: # (T
     group, start = np.cumsum(cut) - 1, np.flatnonzero(cut)
     return since[start][group], upto[np.append(start[1:], len(cut)) - 1][group] + 1
 
-# %% ../nbs/02_words.ipynb #659b48ea
+# %% ../nbs/02_words.ipynb #0df3ce40
+def _special_ids(tokenizer) -> frozenset[int]: # ids that spell no text
+    roles = {getattr(tokenizer, f"{role}_token_id", None) for role in "bos eos pad cls sep mask".split()}
+    ids = set(tokenizer.all_special_ids) | {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+    return frozenset(ids - ({tokenizer.unk_token_id} - roles))
+
+# %% ../nbs/02_words.ipynb #f72f35d7
+def _plain_ids(tokenizer, text: str) -> list[int]: return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+def _added(tokenizer, text: str, row: list[int]) -> list[bool]:
+    "Which tokens a slow tokenizer has added: the special ones at either end, beyond those that the text itself spells."
+    special, plain = _special_ids(tokenizer), _plain_ids(tokenizer, text)
+    def edge(ids): return next((k for k, i in enumerate(ids) if i not in special), len(ids))
+    lead, trail = edge(row) - edge(plain), edge(row[::-1]) - edge(plain[::-1])
+    return [k < lead or k >= len(row) - max(trail, 0) for k in range(len(row))]
+
 def _prefix_spans(tokenizer, text: str, content: list[int]) -> list[tuple[int, int]]:
     "Spans without offsets: a word ends where the text up to there gives the beginning of the tokens."
     spans, done, begin, end = [], 0, 0, 0
     for piece in whitespace_words(text):
         end += len(piece)
-        head = content if end == len(text) else tokenizer(text[:end], add_special_tokens=False, verbose=False)["input_ids"]
+        head = content if end == len(text) else _plain_ids(tokenizer, text[:end])
         k = min(len(head), len(content))  # longer than the content: the content was truncated
         if k < done or head[:k] != content[:k]: continue
         spans += [(begin, end)]*(k - done)
         done, begin = k, end
     return spans + [(begin, len(text))]*(len(content) - done)
 
-# %% ../nbs/02_words.ipynb #0ab4a519
+# %% ../nbs/02_words.ipynb #313fb866
 _OPTIONS = frozenset("padding truncation max_length padding_side pad_to_multiple_of".split())
 
 def _encode(tokenizer, texts: list[str], add_special_tokens: bool = False, **options):
@@ -104,11 +119,11 @@ def _encode(tokenizer, texts: list[str], add_special_tokens: bool = False, **opt
         enc = tokenizer(texts, **call).encodings
         ids, masks = [e.ids for e in enc], [e.special_tokens_mask for e in enc]
         return ids, masks, [[o for o, m in zip(e.offsets, mask) if not m] if any(mask) else e.offsets for e, mask in zip(enc, masks)]
-    enc = tokenizer(texts, return_special_tokens_mask=True, **call)
-    ids, masks = [list(i) for i in enc["input_ids"]], enc["special_tokens_mask"]
-    return ids, masks, [_prefix_spans(tokenizer, t, [x for x, m in zip(i, mask) if not m]) for t, i, mask in zip(texts, ids, masks)]
+    ids = [list(i) for i in tokenizer(texts, **call)["input_ids"]]
+    masks = [_added(tokenizer, t, row) for t, row in zip(texts, ids)]
+    return ids, masks, [_prefix_spans(tokenizer, t, [i for i, m in zip(row, mask) if not m]) for t, row, mask in zip(texts, ids, masks)]
 
-# %% ../nbs/02_words.ipynb #2873b72a
+# %% ../nbs/02_words.ipynb #18086f27
 def _decode(tokenizer, batch: list[list[int]]) -> list[str]:
     return tokenizer.batch_decode(batch, skip_special_tokens=False, clean_up_tokenization_spaces=False) if batch else []
 
@@ -128,12 +143,7 @@ def _locate(tokenizer, runs: list[list[int]]) -> tuple[list[str], list[list[tupl
     again, _, spans = _encode(tokenizer, texts) if tokenizer.is_fast else ([None]*len(runs), None, [None]*len(runs))
     return texts, [s if a == r else _decoded_spans(tokenizer, t, r) for t, r, a, s in zip(texts, runs, again, spans)]
 
-# %% ../nbs/02_words.ipynb #4ed88b45
-def _special_ids(tokenizer) -> frozenset[int]: # ids that spell no text
-    roles = {getattr(tokenizer, f"{role}_token_id", None) for role in "bos eos pad cls sep mask".split()}
-    ids = set(tokenizer.all_special_ids) | {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
-    return frozenset(ids - ({tokenizer.unk_token_id} - roles))
-
+# %% ../nbs/02_words.ipynb #71bfb961
 def _known(tokenizer, i: int) -> bool: # slow tokenizers raise for an id they lack, fast ones give None
     try: return tokenizer.convert_ids_to_tokens(i) is not None
     except (IndexError, KeyError, ValueError, OverflowError): return False
@@ -144,116 +154,135 @@ def _as_ids(tokenizer, ids) -> list[int]:
     try: array = np.asarray(ids)
     except ValueError: raise ValueError("ids must be one sequence; for several, use word_index") from None
     if array.ndim == 1 and not array.size: return []
-    if array.dtype.kind not in "iu": raise TypeError(f"expected a text or a sequence of integer ids, got {str(ids)[:60]} ({type(ids).__name__})")
+    if not array.ndim or array.dtype.kind not in "iu": raise TypeError(f"expected a text or a sequence of integer ids, got {str(ids)[:60]} ({type(ids).__name__})")
     if array.ndim != 1: raise ValueError(f"ids must be one sequence, got shape {array.shape}; for several, use word_index")
     size = len(tokenizer)
     unknown = [i for i in array[(array < 0) | (array >= size)].tolist() if i < 0 or not _known(tokenizer, i)]
     if unknown: raise ValueError(f"id {unknown[0]} is not in the tokenizer's vocabulary of {size}")
     return array.tolist()
 
-# %% ../nbs/02_words.ipynb #0c3ff093
+# %% ../nbs/02_words.ipynb #8d65fcd1
 @dataclass(frozen=True)
 class WordIndex:
     "Which word each token of a batch of texts belongs to, as flat arrays: what `split` says, without objects. `index[b]` gives ids, first and last of text b."
-    runs: list[list[str]] # for each text, its stretches between special tokens (a plain text is one stretch)
+    texts: list[str]      # the B texts; from ids: what they spell, special tokens left out
     ids: np.ndarray       # (T,) int64, the tokens of all texts, one text after the other
     rows: np.ndarray      # (B+1,) int64: text b owns tokens rows[b]:rows[b+1]
     first: np.ndarray     # (T,) int64, first whitespace word of the token's word; -1 for special tokens
     last: np.ndarray      # (T,) int64, one past its last whitespace word; -1 for special tokens
     counts: np.ndarray    # (B,) int64, number of whitespace words of each text
 
-    @property
-    def texts(self) -> list[str]: return ["".join(r) for r in self.runs] # the texts, special tokens left out
-    def pieces(self, b: int) -> list[str]: return [p for run in self.runs[b] for p in (whitespace_words(run) or [""])] # whitespace words of text b
-    def __len__(self) -> int: return len(self.runs)
+    def __len__(self) -> int: return len(self.texts)
     def __getitem__(self, b: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # ids, first, last of text b
         if not -len(self) <= b < len(self): raise IndexError(f"text {b} of {len(self)}")
         t = slice(*self.rows[b % len(self):][:2])
         return self.ids[t], self.first[t], self.last[t]
 
-# %% ../nbs/02_words.ipynb #698364fb
-def _text_runs(tokenizer, texts: list[str], add_special_tokens: bool, options: dict):
-    "ids and special flags of each text; then the runs of content: row, text, spans."
+# %% ../nbs/02_words.ipynb #0144650e
+class _Runs(NamedTuple):
+    "A tokenized batch: the tokens of every row, and the runs of content in it."
+    ids: list[list[int]]                # for each row its tokens
+    masks: list[list[int]]              # and which of them are special
+    row: list[int]                      # for each run its row
+    text: list[str]                     # its text
+    spans: list[list[tuple[int, int]]]  # and its tokens' spans
+
+def _text_runs(tokenizer, texts: list[str], add_special_tokens: bool, options: dict) -> _Runs:
     if extra := sorted(options.keys() - _OPTIONS): raise TypeError(f"unknown option {extra[0]!r}; accepted are {', '.join(sorted(_OPTIONS))}")
     for t in texts:
         try: t.encode()
         except UnicodeEncodeError as e:
             raise ValueError(f"text has a lone surrogate, {t[e.start]!r}, at character {e.start}, which no tokenizer can encode") from None
     ids, masks, spans = _encode(tokenizer, texts, add_special_tokens, **options)
-    return ids, masks, range(len(texts)), texts, spans
+    return _Runs(ids, masks, list(range(len(texts))), texts, spans)
 
-def _id_runs(tokenizer, batch: list):
-    "The same, from sequences of ids."
+def _id_runs(tokenizer, batch: list) -> _Runs:
     special = _special_ids(tokenizer)
     ids = [_as_ids(tokenizer, i) for i in batch]
     masks, rows, runs = [[i in special for i in row] for row in ids], [], []
     for b, row in enumerate(ids):
         content = [list(run) for hidden, run in groupby(row, special.__contains__) if not hidden]
         rows += [b]*len(content); runs += content
-    return ids, masks, rows, *_locate(tokenizer, runs)
+    return _Runs(ids, masks, rows, *_locate(tokenizer, runs))
 
-# %% ../nbs/02_words.ipynb #397ce88a
+def _runs(tokenizer, batch, add_special_tokens: bool, options: dict) -> _Runs:
+    if not hasattr(tokenizer, "is_fast"): raise TypeError(f"tokenizer must be a transformers tokenizer (wrap a bare one in PreTrainedTokenizerFast), got {type(tokenizer).__name__}")
+    if isinstance(batch, str): raise TypeError("batch must be a list of texts or of id sequences, got one text: use split")
+    batch = list(batch)
+    if all(isinstance(t, str) for t in batch): runs = _text_runs(tokenizer, batch, add_special_tokens, options)
+    elif options: raise TypeError(f"option {min(options)!r} is for texts: ids are tokenized already")
+    else: runs = _id_runs(tokenizer, batch)
+    keep = [r for r, (t, s) in enumerate(zip(runs.text, runs.spans)) if t or s]
+    return runs if len(keep) == len(runs.row) else runs._replace(**{k: [getattr(runs, k)[r] for r in keep] for k in ("row", "text", "spans")})
+
+# %% ../nbs/02_words.ipynb #44eb7d4e
+def _whitespace_numbers(runs: _Runs, per_run: np.ndarray) -> tuple[np.ndarray, np.ndarray]: # for each piece its whitespace word within its row; for each row how many
+    "Number the pieces by the whitespace words of the whole row."
+    counts, numbers, before = np.zeros(len(runs.ids), dtype=np.int64), np.arange(per_run.sum()), [""]*len(runs.ids)
+    new = np.ones(len(numbers), dtype=bool)
+    starts = np.cumsum(per_run) - per_run
+    for r, (b, t) in enumerate(zip(runs.row, runs.text)):
+        if r and runs.row[r - 1] == b: new[starts[r]] = t[:1].isspace() and not before[b].isspace() and before[b] != ""
+        before[b] = t[-1:] or before[b]
+    np.add.at(counts, np.repeat(np.array(runs.row, dtype=np.int64), per_run), new)
+    return np.cumsum(new) - 1 - np.repeat((np.cumsum(counts) - counts)[np.array(runs.row, dtype=np.int64)], per_run), counts
+
+def _piece_index(runs: _Runs) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]: # for every token, special ones too, first and one past last piece (T,); whitespace word of every piece; how many in each row
+    "The words of all tokens, in pieces numbered through the batch."
+    sizes = [len(s) for s in runs.spans]
+    spans = np.fromiter(chain.from_iterable(chain.from_iterable(runs.spans)), dtype=np.int64).reshape(-1, 2)
+    f, l, bounds = _reach(runs.text, spans, np.repeat(np.arange(len(sizes)), sizes))
+    content = ~np.fromiter(chain.from_iterable(runs.masks), dtype=bool)
+    first, last = np.full((2, len(content)), -1, dtype=np.int64)
+    first[content], last[content] = _finest(f, l)
+    return first, last, *_whitespace_numbers(runs, np.diff(bounds))
+
 def word_index(tokenizer,                        # a Hugging Face tokenizer, fast or slow
                batch: Sequence,                  # texts, or sequences of token ids
                add_special_tokens: bool = False, # for texts: as in the tokenizer's own call
                **options,                        # for texts: `padding`, `truncation`, `max_length`, `padding_side`, `pad_to_multiple_of` of the tokenizer's own call
                ) -> WordIndex:                   # the word of every token, as arrays
     "`split` for a whole batch with one call of the tokenizer. Raises `TypeError` or `ValueError` for what is neither texts nor ids."
-    if not hasattr(tokenizer, "is_fast"): raise TypeError(f"tokenizer must be a transformers tokenizer (wrap a bare one in PreTrainedTokenizerFast), got {type(tokenizer).__name__}")
-    if isinstance(batch, str): raise TypeError("batch must be a list of texts or of id sequences, got one text: use split")
-    batch = list(batch)
-    if all(isinstance(t, str) for t in batch): found = _text_runs(tokenizer, batch, add_special_tokens, options)
-    elif options: raise TypeError(f"option {min(options)!r} is for texts: ids are tokenized already")
-    else: found = _id_runs(tokenizer, batch)
-    ids, masks, *runs = found
-    runs = [(b, t, s) for b, t, s in zip(*runs) if t or s]
-    rows, texts, spans = map(list, zip(*runs)) if runs else ([], [], [])
-    sizes = [len(s) for s in spans]
-    flat = np.fromiter(chain.from_iterable(chain.from_iterable(spans)), dtype=np.int64).reshape(-1, 2)
-    f, l, bounds = _reach(texts, flat, np.repeat(np.arange(len(texts)), sizes))
-    return _assemble(ids, masks, rows, texts, sizes, *_finest(f, l), np.diff(bounds))
+    runs = _runs(tokenizer, batch, add_special_tokens, options)
+    first, last, number, counts = _piece_index(runs)
+    content = first >= 0
+    first[content], last[content] = number[first[content]], number[last[content] - 1] + 1
+    texts = [""]*len(runs.ids)
+    for b, t in zip(runs.row, runs.text): texts[b] += t
+    return WordIndex(texts, np.fromiter(chain.from_iterable(runs.ids), dtype=np.int64), np.cumsum([0] + [len(i) for i in runs.ids]), first, last, counts)
 
-def _assemble(ids, masks, rows, texts, sizes, first, last, per_run) -> WordIndex:
-    "From words numbered through all runs to words numbered within each text."
-    counts = np.zeros(len(ids), dtype=np.int64)
-    np.add.at(counts, np.array(rows, dtype=np.int64), per_run)
-    base = np.repeat((np.cumsum(counts) - counts)[np.array(rows, dtype=np.int64)], sizes)
-    flat = np.fromiter(chain.from_iterable(ids), dtype=np.int64)
-    content = ~np.fromiter(chain.from_iterable(masks), dtype=bool)
-    out = np.full((2, len(flat)), -1, dtype=np.int64)
-    out[:, content] = first - base, last - base
-    runs = [[] for _ in ids]
-    for b, t in zip(rows, texts): runs[b].append(t)
-    return WordIndex(runs, flat, np.cumsum([0] + [len(i) for i in ids]), *out, counts)
-
-# %% ../nbs/02_words.ipynb #e7e04b6a
+# %% ../nbs/02_words.ipynb #658bc862
 def split(tokenizer,                        # a Hugging Face tokenizer, fast or slow
           text_or_ids: str | Sequence[int], # a text, or the token ids of one (list, tensor or array)
           add_special_tokens: bool = False, # for a text: as in the tokenizer's own call
           **options,                        # for a text: `padding`, `truncation`, `max_length`, `padding_side`, `pad_to_multiple_of` of the tokenizer's own call
           ) -> list[Word]:                  # every token in exactly one word, in order
     "The words of a text in one tokenizer's spelling. Raises `TypeError` or `ValueError` for what is neither text nor ids."
-    index = word_index(tokenizer, [text_or_ids], add_special_tokens, **options)
-    ids, first, last, pieces = index.ids.tolist(), index.first.tolist(), index.last.tolist(), index.pieces(0)
+    runs = _runs(tokenizer, [text_or_ids], add_special_tokens, options)
+    first, last, number, _ = (a.tolist() for a in _piece_index(runs))
+    pieces, ids = [p for t in runs.text for p in whitespace_words(t) or [""]], runs.ids[0]
     content = max((k for k, f in enumerate(first) if f >= 0), default=-1)  # the last token that spells text
+    def word(p, q, k, stop): return Word("".join(pieces[p:q]), ids[k:stop], k, stop, number[p], number[q - 1] + 1)
     words, p, k = [], 0, 0
-    def untold(upto): words.extend(Word(pieces[i], [], k, k, i, i + 1) for i in range(p, upto))  # no token spells these
     while k < len(ids):
-        if k > content: untold(len(pieces)); p = len(pieces)
-        if first[k] < 0: words.append(Word("", [ids[k]], k, k + 1, p, p, True)); k += 1; continue
-        untold(first[k])
+        upto = first[k] if first[k] >= 0 else p if k < content else len(pieces)
+        words += [word(i, i + 1, k, k) for i in range(p, upto)]  # what no token spells
+        p = upto
+        if first[k] < 0:
+            seen = words[-1].last if words else 0
+            words.append(Word("", [ids[k]], k, k + 1, seen, seen, True))
+            k += 1; continue
         stop = next((j for j in range(k, len(ids)) if first[j] != first[k]), len(ids))
-        words.append(Word("".join(pieces[first[k]:last[k]]), ids[k:stop], k, stop, first[k], last[k]))
+        words.append(word(p, last[k], k, stop))
         p, k = last[k], stop
-    untold(len(pieces))
-    return words
+    return words + [word(i, i + 1, k, k) for i in range(p, len(pieces))]
 
 def merge(words: Iterable[Word], # words of one tokenizer
           ) -> list[int]:        # their token ids, one word after the other
     "The exact inverse of `split`."
     return [i for w in words for i in w.ids]
 
-# %% ../nbs/02_words.ipynb #f9543ffe
+# %% ../nbs/02_words.ipynb #de1a9e78
 def split_embeds(embeds: torch.Tensor,    # (..., n, d), one vector for each token
                  words: Sequence[Word],   # the words of the same n tokens
                  ) -> list[torch.Tensor]: # a block (..., n_i, d) for each word, views of `embeds`
@@ -270,7 +299,7 @@ def merge_embeds(blocks: Sequence[torch.Tensor],   # (..., n_i, d) for each word
     if len(blocks): return torch.cat(list(blocks), dim=-2)
     return torch.empty(0, 0) if like is None else like[..., :0, :]
 
-# %% ../nbs/02_words.ipynb #1663ac75
+# %% ../nbs/02_words.ipynb #de6dad2a
 def align(source_words: Sequence[Word],   # one tokenizer's words of a text
           target_words: Sequence[Word],   # another tokenizer's words of the same text
           ) -> list[tuple[slice, slice]]: # token ranges in source and target that spell the same whitespace words
@@ -296,7 +325,7 @@ def _token_slices(words: list[Word], group: list[int]) -> list[slice]:
         known.add(g)
     return out
 
-# %% ../nbs/02_words.ipynb #a5f9a4a6
+# %% ../nbs/02_words.ipynb #fb377f99
 class Groups(NamedTuple):
     "The common groups of two spellings of a batch, in order; token positions count from the beginning of each text."
     row: np.ndarray          # (G,) int64, which text
@@ -329,7 +358,7 @@ def align_index(source: WordIndex, # one tokenizer's words of a batch
     if len(source) != len(target): raise ValueError(f"source has {len(source)} texts and target {len(target)}")
     for b in np.flatnonzero(source.counts != target.counts):
         n = source.counts[b], target.counts[b]
-        if any(piece.strip() for index in (source, target) for piece in index.pieces(b)[min(n):]): raise ValueError(
+        if any(piece.strip() for index in (source, target) for piece in whitespace_words(index.texts[b])[min(n):]): raise ValueError(
             f"text {b}: source spells {n[0]} whitespace words and target {n[1]}: index the same texts with both tokenizers")
     counts = np.maximum(source.counts, target.counts)
     base = np.cumsum(counts) - counts
@@ -338,7 +367,7 @@ def align_index(source: WordIndex, # one tokenizer's words of a batch
     group, row = np.cumsum(~joined) - 1, np.repeat(np.arange(len(source)), counts)[~joined]
     return Groups(row, *_token_ranges(source, group, base, row), *_token_ranges(target, group, base, row))
 
-# %% ../nbs/02_words.ipynb #040d0a04
+# %% ../nbs/02_words.ipynb #cc222eff
 _LETTERS = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
 
 def word_list(n: int = 40_000,   # how many words; fewer come back where the language has fewer
@@ -355,7 +384,7 @@ def word_list(n: int = 40_000,   # how many words; fewer come back where the lan
         if len(words) == n: break
     return words, np.array([wordfreq.word_frequency(w, lang) for w in words])
 
-# %% ../nbs/02_words.ipynb #e0b17f2f
+# %% ../nbs/02_words.ipynb #a2504451
 def word_ids(tokenizer,                  # a Hugging Face tokenizer
              words: Sequence[str],       # n words
              leading_space: bool = True, # spelled as inside a sentence (after a space), or as at the beginning of a text
@@ -367,7 +396,7 @@ def word_ids(tokenizer,                  # a Hugging Face tokenizer
     lead = tokenizer("a", add_special_tokens=False, verbose=False)["input_ids"]
     return [i[len(lead):] if i[:len(lead)] == lead else [x for w in split(tokenizer, t) if w.first for x in w.ids] for t, i in zip(words, ids)]
 
-# %% ../nbs/02_words.ipynb #2a74aa95
+# %% ../nbs/02_words.ipynb #bbbe2eb5
 class Coverage(NamedTuple):
     "Shares of a word list by token count; one entry for each count 1, 2 ... `max_tokens`."
     tokens: np.ndarray          # int64, number of tokens
