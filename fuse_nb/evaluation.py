@@ -8,17 +8,18 @@ __all__ = ['COCO_METRICS', 'IMAGE_METRICS', 'PICTURE_ENDINGS', 'MetricMissing', 
            'RunStopped', 'RunLog', 'find_pictures', 'versions', 'make_captioner', 'Run', 'evaluate_folder', 'data_file',
            'result_row', 'captioning_table', 'against_published', 'contact_sheet']
 
-# %% ../nbs/11_evaluation.ipynb #85f90d36
-import contextlib, functools, hashlib, importlib, importlib.metadata, importlib.util, json, math, os, re, shutil, subprocess, sys, tempfile, threading, time, warnings
+# %% ../nbs/11_evaluation.ipynb #ef40db69
+import contextlib, errno, functools, hashlib, importlib, importlib.metadata, importlib.util, json, math, os, re, shutil, subprocess, sys, tempfile, threading, time, warnings
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np
 
-# %% ../nbs/11_evaluation.ipynb #49a12fd7
+# %% ../nbs/11_evaluation.ipynb #5145deb2
 class MetricMissing(RuntimeError):
     "A metric that cannot be computed here; the message is one line that says why."
 
-# %% ../nbs/11_evaluation.ipynb #68479b61
+# %% ../nbs/11_evaluation.ipynb #38622ec0
 class _Java:
     "Stands where `subprocess` stands in a private copy of one pycocoevalcap module: rewrites the command, keeps its errors in a file, ends it when it is silent for too long."
     PIPE = subprocess.PIPE
@@ -48,7 +49,7 @@ class _Java:
         told = [l for l in lines if re.search(r"Exception|Error|memory", l)] or lines
         return (told[0] if told else str(error) or type(error).__name__)[:300]
 
-# %% ../nbs/11_evaluation.ipynb #c8a85c8f
+# %% ../nbs/11_evaluation.ipynb #44228da4
 def _private(name, java, folder=None):
     "A private copy of the module `pycocoevalcap.<name>` whose `subprocess` is `java` and which takes `folder` for its own place."
     spec = importlib.util.find_spec(f"pycocoevalcap.{name}")
@@ -58,7 +59,7 @@ def _private(name, java, folder=None):
     if folder: module.__file__ = str(Path(folder) / Path(spec.origin).name)
     return module, home
 
-# %% ../nbs/11_evaluation.ipynb #6e53fd64
+# %% ../nbs/11_evaluation.ipynb #f7e8fc6e
 def find_java(java: str | os.PathLike | None = None, # a `java` program; found by itself when not given
               ) -> str:                              # its path
     "Where Java is: `java`, else `$JAVA_HOME/bin/java`, else the search path. Raises `MetricMissing` in one line when there is none."
@@ -67,7 +68,7 @@ def find_java(java: str | os.PathLike | None = None, # a `java` program; found b
         if found := place and shutil.which(str(place)): return found
     raise MetricMissing(f"needs Java, and {'there is no program ' + str(java) if java else 'no java is on the search path'}: install a Java runtime (8 or newer)")
 
-# %% ../nbs/11_evaluation.ipynb #52e33435
+# %% ../nbs/11_evaluation.ipynb #62d99a9f
 @functools.lru_cache
 def java_version(java: str, # path of a `java` program
                  ) -> int:  # its major version: 8, 11, 17, ...
@@ -78,7 +79,7 @@ def java_version(java: str, # path of a `java` program
     if text.returncode or not found: raise MetricMissing(f"needs Java, and {java} -version gives no version")
     return int(found[1])
 
-# %% ../nbs/11_evaluation.ipynb #02899ba7
+# %% ../nbs/11_evaluation.ipynb #374aada4
 def memory_limit() -> float: # bytes of memory that this process may use
     "The machine's memory, or its container's limit where that is smaller."
     try: limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -87,13 +88,13 @@ def memory_limit() -> float: # bytes of memory that this process may use
         with contextlib.suppress(OSError, ValueError): limit = min(limit, int(Path(name).read_text()))
     return float(limit)
 
-# %% ../nbs/11_evaluation.ipynb #7908106e
+# %% ../nbs/11_evaluation.ipynb #16ffd111
 def _heap(wanted): return f"-Xmx{max(512, int(min(wanted, 0.6 * memory_limit() / 2**30) * 1024))}M"
 
-# %% ../nbs/11_evaluation.ipynb #4805b936
+# %% ../nbs/11_evaluation.ipynb #914cf1d2
 _BREAKS = re.compile("[\r\n\v\f\x1c-\x1e\x85\u2028\u2029]+")
 
-# %% ../nbs/11_evaluation.ipynb #4e4afa32
+# %% ../nbs/11_evaluation.ipynb #853a6e70
 def tokenize_captions(captions: dict, # image id -> list of captions
                       java=None,      # a `java` program; found by itself when not given
                       timeout: float = 300.0, # seconds the tokenizer may take
@@ -111,12 +112,11 @@ def tokenize_captions(captions: dict, # image id -> list of captions
         raise MetricMissing(f"the PTB tokenizer failed: {shim.reason('it returned another number of captions than it was given')}")
     return out
 
-# %% ../nbs/11_evaluation.ipynb #b98c3d78
+# %% ../nbs/11_evaluation.ipynb #6e62533b
 def _meteor(refs, caps, java, timeout):
     program = find_java(java)
     shim = _Java(lambda c: [program, _heap(2) if c[2].startswith("-Xmx") else c[2], "-jar", *c[3:]], timeout)
-    module, _ = _private("meteor.meteor", shim)
-    scorer, stats = module.Meteor(), []
+    scorer, stats = _private("meteor.meteor", shim)[0].Meteor(), []
     ask = scorer._stat
     def stat(caption, references):
         stats.append(ask(caption, [r.replace("|||", " ") for r in references])); shim.beat()
@@ -129,7 +129,7 @@ def _meteor(refs, caps, java, timeout):
         shim.end(); del scorer._stat
     return value, values, np.array([s.split() for s in stats], float)
 
-# %% ../nbs/11_evaluation.ipynb #cf4d32ed
+# %% ../nbs/11_evaluation.ipynb #0d3ac866
 def _spice_jars(version):
     "SPICE's class path, and the folder of the JavaScript engine (None where Java brings its own)."
     home = Path(importlib.util.find_spec("pycocoevalcap.spice.spice").origin).parent
@@ -140,18 +140,18 @@ def _spice_jars(version):
         if all(j.is_file() for j in jars): break
     else: raise MetricMissing("needs Stanford CoreNLP 3.6.0: put stanford-corenlp-3.6.0.jar and stanford-corenlp-3.6.0-models.jar (Maven: edu.stanford.nlp:stanford-corenlp:3.6.0) "
                               f"into a folder and name it in FUSE_CORENLP{f' (now {named})' if named else ''}")
-    engine = next((p.parent for f in folders for p in sorted(f.glob("**/nashorn-core-*.jar"))), None)
+    engine = next((p.parent for f in folders for p in sorted(f.glob("nashorn/nashorn-core-*.jar"))), None)
     if version >= 15 and engine is None: raise MetricMissing(f"needs a JavaScript engine, which Java {version} has not: put nashorn-core-15.4.jar and asm 7.3.1 "
                                                              "(Maven: org.openjdk.nashorn:nashorn-core:15.4) into the folder nashorn/ of FUSE_CORENLP")
     return [home / "spice-1.0.jar", *jars, *sorted((home / "lib").glob("*.jar"))], engine if version >= 15 else None
 
-# %% ../nbs/11_evaluation.ipynb #05cbc687
+# %% ../nbs/11_evaluation.ipynb #c315bc1e
 def _spice_options(version, engine):
     packages = "lang util math net text io nio util.concurrent util.concurrent.atomic".split()
     opens = [f"--add-opens=java.base/{p}=ALL-UNNAMED" for p in [f"java.{p}" for p in packages] + ["sun.nio.ch"]] + ["--add-opens=java.sql/java.sql=ALL-UNNAMED"]
     return (opens if version >= 9 else []) + ([f"--module-path={engine}", "--add-modules=org.openjdk.nashorn"] if engine else [])
 
-# %% ../nbs/11_evaluation.ipynb #f3453503
+# %% ../nbs/11_evaluation.ipynb #7c9485f6
 def _spice(refs, caps, java, timeout, cached=True):
     program = find_java(java)
     from fuse_nb.models import cache_dir
@@ -173,11 +173,11 @@ def _spice(refs, caps, java, timeout, cached=True):
         finally: shim.end()
     return value, [v["All"]["f"] for v in values]
 
-# %% ../nbs/11_evaluation.ipynb #0628926f
+# %% ../nbs/11_evaluation.ipynb #3ba5c479
 COCO_METRICS = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr", "SPICE")
 IMAGE_METRICS = ("CLIPScore", "RefCLIPScore")
 
-# %% ../nbs/11_evaluation.ipynb #ab9b6610
+# %% ../nbs/11_evaluation.ipynb #0dfc912d
 def probe_metrics(java: str | None = None, # a `java` program; found by itself when not given
                   tokenized: bool = False, # True: the captions will come tokenized, so that only METEOR and SPICE need Java
                   ) -> dict[str, str | None]: # metric -> None when it can be had, else one line that says why not
@@ -190,10 +190,10 @@ def probe_metrics(java: str | None = None, # a `java` program; found by itself w
     if out["SPICE"] is None: out["SPICE"] = why(lambda: _spice_jars(java_version(find_java(java))))
     return out
 
-# %% ../nbs/11_evaluation.ipynb #e53081ff
+# %% ../nbs/11_evaluation.ipynb #1e8571a7
 def _some(ids, n=10): return ", ".join(map(str, list(ids)[:n])) + (f" and {len(ids) - n} more" if len(ids) > n else "")
 
-# %% ../nbs/11_evaluation.ipynb #985a0dd6
+# %% ../nbs/11_evaluation.ipynb #1da3afd8
 def _texts(value, what):
     "The captions in `value`: a string, or a list of strings or of {'caption': string}."
     value = [value] if isinstance(value, str) else value
@@ -203,16 +203,16 @@ def _texts(value, what):
         if not isinstance(t, str): raise TypeError(f"{what} must be a string or a list of strings, got a {type(t).__name__} in it")
     return texts
 
-# %% ../nbs/11_evaluation.ipynb #4ae85a39
+# %% ../nbs/11_evaluation.ipynb #cbb960d8
 def _check(predictions, references, subset):
     "Captions and references by one set of ids, in the captions' order. Ids match by their text, as JSON turns numbers into text."
     for name, given in (("predictions", predictions), ("references", references)):
         if not isinstance(given, dict): raise TypeError(f"{name} must be a dict of image id to captions, got {type(given).__name__}")
         if len({str(i) for i in given}) < len(given): raise ValueError(f"{name}: two ids are the same when written as text")
     if not predictions: raise ValueError("predictions is empty: there is no caption to score")
-    named = {str(i): i for i in references}
+    named, asked = {str(i): i for i in references}, {str(i) for i in predictions}
     extra = [i for i in predictions if str(i) not in named]
-    missing = [i for k, i in named.items() if k not in {str(i) for i in predictions}]
+    missing = [i for k, i in named.items() if k not in asked]
     if extra or (missing and not subset):
         lines = [f"captions without references (ids): {_some(extra)}"] * bool(extra) + [f"references without a caption (ids): {_some(missing)}"] * bool(missing and not subset)
         raise ValueError("predictions and references have different ids; " + "; ".join(lines) + ("" if extra else "; subset=True scores the captions that there are"))
@@ -222,20 +222,20 @@ def _check(predictions, references, subset):
     _refuse([i for i, r in refs.items() if not r], "no references for ids")
     return caps, refs, missing
 
-# %% ../nbs/11_evaluation.ipynb #f31652e3
+# %% ../nbs/11_evaluation.ipynb #7ec65c8e
 def _refuse(ids, what):
     if ids: raise ValueError(f"{what}: {_some(ids)}")
 def _refuse_empty(caps, refs, when=""):
     _refuse([i for i, c in caps.items() if not c[0].strip()], f"empty caption{when} for ids")
     _refuse([i for i, r in refs.items() if not all(t.strip() for t in r)], f"empty reference{when} for ids")
 
-# %% ../nbs/11_evaluation.ipynb #5eb3c3ee
+# %% ../nbs/11_evaluation.ipynb #470da109
 def _bleu_of(sums, n): # sums (..., 10)
     length, nearest, offered, matched = sums[..., 0], sums[..., 1], sums[..., 2:2 + n], sums[..., 6:6 + n]
     ratio = (length + 1e-15) / (nearest + 1e-9)
     return np.exp(np.minimum(0, 1 - 1 / ratio)) * np.prod((matched + 1e-15) / (offered + 1e-9), axis=-1) ** (1 / n)
 
-# %% ../nbs/11_evaluation.ipynb #4655d9ab
+# %% ../nbs/11_evaluation.ipynb #1cbbcb1b
 def _meteor_of(sums): # sums (..., 23): two lengths, two counts of function words, 4 matchers x 4 matches, chunks, two counts of matched words
     matches, weights, content, function = sums[..., 4:20].reshape(*sums.shape[:-1], 4, 4), np.array([1.0, 0.6, 0.8, 0.6]), 0.75, 0.25
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -246,14 +246,15 @@ def _meteor_of(sums): # sums (..., 23): two lengths, two counts of function word
         score = (1 - 0.6 * np.where(whole, 0, chunked) ** 0.2) / (0.15 / precision + 0.85 / recall)
     return np.nan_to_num(score)
 
-# %% ../nbs/11_evaluation.ipynb #09639e05
+# %% ../nbs/11_evaluation.ipynb #40e33cf0
+def _kept(metric): return "Bleu" if metric.startswith("Bleu_") else metric
 def _of(metric):
     "The function from a metric's summed rows (..., k) and the number of photographs to its score."
     if metric.startswith("Bleu_"): return lambda sums, n: _bleu_of(sums, int(metric[-1]))
     if metric == "METEOR": return lambda sums, n: _meteor_of(sums)
     return lambda sums, n: sums[..., 0] / n
 
-# %% ../nbs/11_evaluation.ipynb #d6064091
+# %% ../nbs/11_evaluation.ipynb #1c7af143
 def _python_metrics(name, refs, caps):
     "`{metric: (value, values, rows)}` of one of pycocoevalcap's scorers that need no Java."
     module = importlib.import_module(f"pycocoevalcap.{name}.{name}")
@@ -266,13 +267,13 @@ def _python_metrics(name, refs, caps):
     rows = np.array([[c["testlen"], min((abs(l - c["testlen"]), l) for l in c["reflen"])[1], *c["guess"], *c["correct"]] for c in scorer.ctest], float)
     return {f"Bleu_{k + 1}": (value[k], values[k], rows) for k in range(4)}
 
-# %% ../nbs/11_evaluation.ipynb #d934293e
+# %% ../nbs/11_evaluation.ipynb #dffbe059
 def _java_metric(name, refs, caps, java, timeout):
     if name == "METEOR": return {name: _meteor(refs, caps, java, timeout)}
     value, values = _spice(refs, caps, java, timeout)
     return {name: (value, values, np.asarray(values, float)[:, None])}
 
-# %% ../nbs/11_evaluation.ipynb #fb915f78
+# %% ../nbs/11_evaluation.ipynb #31db0bcc
 @dataclass
 class ScoreReport:
     "Everything known about one set of captions: scores, intervals, values of each image, and why a metric is missing."
@@ -284,13 +285,13 @@ class ScoreReport:
     notes: list       # what a reader of the scores must know, one line each
     n: int            # images scored
     settings: dict    # bootstrap samples, level, seed; what was scored with what
-    rows: dict = field(default_factory=dict, repr=False) # metric -> (n, k) float64, what a resampled score is made of
+    rows: dict = field(default_factory=dict, repr=False) # metric ("Bleu" for all four) -> (n, k) float64, what a resampled score is made of
 
     def to_json(self, path: str | os.PathLike | None = None) -> dict: # where to write it, if anywhere
         "The report as plain data, written whole or not at all to `path`."
         data = {k: getattr(self, k) for k in ("n", "scores", "intervals", "missing", "statistics", "notes", "settings")}
         data["per_image"] = {m: [[i, v] for i, v in vs.items()] for m, vs in self.per_image.items()}
-        data["rows"] = {m: r.tolist() for m, r in self.rows.items()}
+        data["rows"] = {m: (r.astype(int) if np.array_equal(r, np.round(r)) else r).tolist() for m, r in self.rows.items()}
         if path is not None: write_json(path, data)
         return data
 
@@ -300,7 +301,7 @@ class ScoreReport:
         if not isinstance(data, dict): data = json.loads(Path(data).read_text(encoding="utf-8"))
         if not {"scores", "per_image", "rows"} <= data.keys(): raise ValueError("data is not a score report: it has no scores, per_image or rows")
         data = {k: v for k, v in data.items() if k in cls.__dataclass_fields__}
-        return cls(**data | {"per_image": {m: {i: v for i, v in vs} for m, vs in data["per_image"].items()}, "rows": {m: np.array(r) for m, r in data["rows"].items()},
+        return cls(**data | {"per_image": {m: {i: v for i, v in vs} for m, vs in data["per_image"].items()}, "rows": {m: np.array(r, float) for m, r in data["rows"].items()},
                              "intervals": {m: tuple(v) for m, v in data["intervals"].items()}})
 
     def table(self, percent: bool = False) -> str: # True: times 100, as papers print it
@@ -313,7 +314,7 @@ class ScoreReport:
         lines += ["", f"{self.n} images; {s['words_mean']:.1f} words a caption ({s['words_min']} to {s['words_max']}), {s['vocabulary']} different words, {s['distinct']} different captions"]
         return "\n".join(lines + [f"missing: {m}: {why}" for m, why in self.missing.items()] + [f"note: {t}" for t in self.notes])
 
-# %% ../nbs/11_evaluation.ipynb #0d82e624
+# %% ../nbs/11_evaluation.ipynb #7490d011
 def write_json(path: str | os.PathLike, # file to write
                data,                    # anything JSON can hold
                ) -> Path:               # the path
@@ -321,18 +322,20 @@ def write_json(path: str | os.PathLike, # file to write
     path = Path(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with open(part, "w", encoding="utf-8") as f:
-            json.dump(data, f, indent=1, ensure_ascii=False, default=_plain); f.write("\n"); f.flush(); os.fsync(f.fileno())
+        with open(part, "w", encoding="utf-8") as f: f.write(_a_key_a_line(data)); f.flush(); os.fsync(f.fileno())
         os.replace(part, path)
     finally: part.unlink(missing_ok=True)
     return path
+def _a_key_a_line(data):
+    dump = functools.partial(json.dumps, ensure_ascii=False, default=_plain)
+    return "{\n" + ",\n".join(f" {dump(str(k))}: {dump(v)}" for k, v in data.items()) + "\n}\n" if isinstance(data, dict) and data else dump(data) + "\n"
 def _plain(x):
     if hasattr(x, "item") and getattr(x, "size", 1) == 1: return x.item()
     if hasattr(x, "tolist"): return x.tolist()
     if isinstance(x, (os.PathLike, set, tuple)): return str(x) if isinstance(x, os.PathLike) else sorted(x)
     raise TypeError(f"{type(x).__name__} cannot be written as JSON")
 
-# %% ../nbs/11_evaluation.ipynb #c118c9f5
+# %% ../nbs/11_evaluation.ipynb #8a9ec560
 def caption_statistics(captions: dict,   # image id -> caption, words joined by spaces
                        references: dict, # image id -> list of captions, likewise
                        ) -> dict:        # numbers by name
@@ -343,7 +346,7 @@ def caption_statistics(captions: dict,   # image id -> caption, words joined by 
             "unseen_words": len(vocabulary - known), "reference_words_mean": float(np.mean([len(w) for w in ref])), "reference_vocabulary": len(known),
             "references_per_image": len(ref) / len(references)}
 
-# %% ../nbs/11_evaluation.ipynb #608ba1d2
+# %% ../nbs/11_evaluation.ipynb #b480e593
 def _resampled(metric, rows, samples, seed):
     "`samples` scores of sets drawn with replacement from the photographs behind `rows` (n, k)."
     rng, n, of, out = np.random.default_rng(seed), len(rows), _of(metric), []
@@ -352,12 +355,12 @@ def _resampled(metric, rows, samples, seed):
         out.append(of(drawn @ rows, n))
     return np.concatenate(out)
 
-# %% ../nbs/11_evaluation.ipynb #a3edd9f6
+# %% ../nbs/11_evaluation.ipynb #5bac68ec
 def _interval(metric, rows, samples, level, seed):
     tail = (1 - level) / 2 * 100
     return tuple(float(x) for x in np.percentile(_resampled(metric, rows, samples, seed), [tail, 100 - tail]))
 
-# %% ../nbs/11_evaluation.ipynb #f311d419
+# %% ../nbs/11_evaluation.ipynb #9a8d660f
 def score_report(predictions: dict,  # image id -> caption
                  references: dict,   # image id -> list of captions
                  metrics: list | None = None, # names out of `COCO_METRICS`; all of them when not given
@@ -379,23 +382,25 @@ def score_report(predictions: dict,  # image id -> caption
     _refuse_empty(raw_caps, raw_refs)
     ids = list(raw_caps)
     caps, refs = ({k: d[i] for k, i in enumerate(ids)} for d in (raw_caps, raw_refs))
-    missing, found = {}, {}
-    if not tokenized:
+    missing, found, untokenized = {}, {}, None
+    if not tokenized and set(wanted) & set(COCO_METRICS):
         try: caps, refs = tokenize_captions(caps, java), tokenize_captions(refs, java)
         except MetricMissing as e:
-            missing = {m: f"{e} (COCO's metrics count the words of its Java tokenizer; no other one is put in its place)" for m in wanted if m in COCO_METRICS}
+            untokenized = f"{e} (COCO's metrics count the words of its Java tokenizer; no other one is put in its place)"
+            missing = {m: untokenized for m in wanted if m in COCO_METRICS}
     if not missing: _refuse_empty({ids[k]: c for k, c in caps.items()}, {ids[k]: r for k, r in refs.items()}, " after tokenizing")
     jobs = _jobs([m for m in wanted if m not in missing], refs, caps, java, timeout)
     for name, job in _with_progress(jobs.items(), progress):
         try: found |= job()
-        except MetricMissing as e: missing |= {m: str(e) for m in wanted if m == name or m.lower().startswith(name.lower())}
+        except MetricMissing as e: missing[name] = str(e)
     if set(wanted) & set(IMAGE_METRICS):
         for m, v in clip_scores(image_model, images, {i: c[0] for i, c in raw_caps.items()}, raw_refs).items():
             found[m] = (np.mean(list(v.values())), list(v.values()), np.array(list(v.values()))[:, None])
     found = {m: found[m] for m in wanted if m in found}
-    return _report(ids, found, missing, caps, refs, left, dict(samples=samples, level=level, seed=seed, tokenized=tokenized, references=_digest(raw_refs)))
+    by = "given" if tokenized else "PTB tokenizer" if any(m in COCO_METRICS and missing.get(m) != untokenized for m in wanted) else "spaces"
+    return _report(ids, found, missing, caps, refs, left, dict(words=by, samples=samples, level=level, seed=seed, references=_digest(raw_refs)))
 
-# %% ../nbs/11_evaluation.ipynb #2429399f
+# %% ../nbs/11_evaluation.ipynb #eb1a6f2a
 def _wanted(metrics, images, image_model):
     known = COCO_METRICS + (IMAGE_METRICS if images is not None and image_model is not None else ())
     if metrics is None: return known
@@ -406,7 +411,7 @@ def _wanted(metrics, images, image_model):
     if not metrics: raise ValueError("metrics is empty: name at least one, or leave it out for all")
     return tuple(dict.fromkeys(metrics))
 
-# %% ../nbs/11_evaluation.ipynb #57b6013f
+# %% ../nbs/11_evaluation.ipynb #2c0b971e
 def _jobs(wanted, refs, caps, java, timeout):
     jobs = {}
     if any(m.startswith("Bleu") for m in wanted): jobs["Bleu"] = lambda: _python_metrics("bleu", refs, caps)
@@ -421,19 +426,19 @@ def _with_progress(jobs, progress):
     for name, job in bar: bar.set_description(name); yield name, job
 def _digest(refs): return hashlib.sha256(json.dumps([[str(i), r] for i, r in sorted(refs.items(), key=lambda x: str(x[0]))]).encode()).hexdigest()[:16]
 
-# %% ../nbs/11_evaluation.ipynb #564aa1c0
+# %% ../nbs/11_evaluation.ipynb #36f225b4
 def _report(ids, found, missing, caps, refs, left, settings):
-    notes = [f"{len(left)} images with references have no caption and are not in the scores: {_some(left)}"] if left else []
+    notes = [f"have references but no caption and so are not in the scores (ids): {_some(left)}"] if left else []
     intervals = {}
     for m, (value, values, rows) in found.items():
         if not math.isclose(float(_of(m)(rows.sum(0), len(ids))), float(value), rel_tol=1e-6, abs_tol=1e-9):
             notes.append(f"{m}: no interval, because its counts do not add up to the program's value")
         elif settings["samples"]: intervals[m] = _interval(m, rows, settings["samples"], settings["level"], settings["seed"])
     return ScoreReport(scores={m: float(v[0]) for m, v in found.items()}, intervals=intervals, missing=missing, notes=notes, n=len(ids), settings=settings,
-                       per_image={m: {i: float(x) for i, x in zip(ids, v[1])} for m, v in found.items()}, rows={m: v[2] for m, v in found.items() if m in intervals or not settings["samples"]},
-                       statistics=caption_statistics({i: c[0] for i, c in caps.items()}, refs))
+                       per_image={m: {i: float(x) for i, x in zip(ids, v[1])} for m, v in found.items()}, rows={_kept(m): v[2] for m, v in found.items() if m in intervals or not settings["samples"]},
+                       statistics=caption_statistics({i: c[0] for i, c in caps.items()}, refs) )
 
-# %% ../nbs/11_evaluation.ipynb #29502b05
+# %% ../nbs/11_evaluation.ipynb #ebf35351
 def score_captions(predictions: dict, # image id -> caption
                    references: dict,  # image id -> list of captions
                    metrics: list | None = None, # names out of `COCO_METRICS`; all of them when not given
@@ -447,14 +452,15 @@ def score_captions(predictions: dict, # image id -> caption
     for line in lines: warnings.warn(f"missing metric {line}", stacklevel=2)
     return report.scores
 
-# %% ../nbs/11_evaluation.ipynb #bfb27e46
+# %% ../nbs/11_evaluation.ipynb #17abc733
+def _all_swaps(n, samples): return n <= 16 and 2**n <= samples
 def _signs(n, samples, seed):
     "Blocks of (b, n) signs: every combination when there are at most `samples` of them, else random ones."
-    if 2**min(n, 62) <= samples: yield 1.0 - 2.0 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1); return
+    if _all_swaps(n, samples): yield 1.0 - 2.0 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1); return
     rng = np.random.default_rng(seed)
     for start in range(0, samples, 64): yield rng.integers(0, 2, (min(64, samples - start), n)) * 2.0 - 1.0
 
-# %% ../nbs/11_evaluation.ipynb #d26e27b1
+# %% ../nbs/11_evaluation.ipynb #8fd964ac
 def _paired(a, b, of, samples, level, seed, alternative="two-sided"):
     "Difference of two scores made of rows (n, k), its bootstrap interval, and the permutation p-value."
     n, half, middle = len(a), (a - b) / 2, (a + b).sum(0) / 2
@@ -463,13 +469,12 @@ def _paired(a, b, of, samples, level, seed, alternative="two-sided"):
     seen = float(score(a.sum(0)) - score(b.sum(0)))
     swapped = np.concatenate([score(middle + s @ half) - score(middle - s @ half) for s in _signs(n, samples, seed)])
     hits = int((side(swapped) >= side(seen) - 1e-12 * (1 + abs(seen))).sum())
-    exact = 2**min(n, 62) <= samples
     rng, tail = np.random.default_rng(seed + 1), (1 - level) / 2 * 100
     drawn = [rng.multinomial(n, np.full(n, 1 / n), size=64) for _ in range(-(-min(samples, 2000) // 64))]
     low, high = np.percentile(np.concatenate([score(d @ a) - score(d @ b) for d in drawn]), [tail, 100 - tail])
-    return {"a": float(score(a.sum(0))), "b": float(score(b.sum(0))), "difference": seen, "low": float(low), "high": float(high), "p": hits / len(swapped) if exact else (hits + 1) / (len(swapped) + 1), "n": n}
+    return {"a": float(score(a.sum(0))), "b": float(score(b.sum(0))), "difference": seen, "low": float(low), "high": float(high), "p": hits / len(swapped) if _all_swaps(n, samples) else (hits + 1) / (len(swapped) + 1), "n": n}
 
-# %% ../nbs/11_evaluation.ipynb #b250cfbc
+# %% ../nbs/11_evaluation.ipynb #284063fd
 def compare(a: ScoreReport,  # one system
             b: ScoreReport,  # another one, on the same images and references
             metrics: list | None = None, # those that both have, when not given
@@ -480,17 +485,16 @@ def compare(a: ScoreReport,  # one system
     "Paired comparison of two systems. Raises `ValueError` when images or references differ, or a metric is not in both."
     for name, r in (("a", a), ("b", b)):
         if not isinstance(r, ScoreReport): raise TypeError(f"{name} must be a ScoreReport, got {type(r).__name__}")
-    both = [m for m in a.rows if m in b.rows]
+    both = [m for m in a.scores if m in b.scores and _kept(m) in a.rows and _kept(m) in b.rows]
     unknown = [m for m in metrics or [] if m not in both]
     if unknown: raise ValueError(f"metrics: {_some(unknown)} not in both reports; in both are {_some(both) or 'none'}")
     if a.settings.get("references") != b.settings.get("references"): raise ValueError("a and b were scored against different references or images: a paired comparison needs the same")
-    order = {m: _same_order(a, b, m) for m in both}
-    return {m: _paired(a.rows[m], b.rows[m][order[m]], _of(m), samples, level, seed) for m in metrics or both}
+    return {m: _paired(a.rows[_kept(m)], b.rows[_kept(m)][_same_order(a, b, m)], _of(m), samples, level, seed) for m in metrics or both}
 def _same_order(a, b, metric):
     place = {str(i): k for k, i in enumerate(b.per_image[metric])}
     return [place[str(i)] for i in a.per_image[metric]]
 
-# %% ../nbs/11_evaluation.ipynb #15864bd7
+# %% ../nbs/11_evaluation.ipynb #3c096351
 def compare_values(a: dict, # image id -> number, a loss for instance
                    b: dict, # image id -> number of another system
                    samples: int = 10_000, level: float = 0.95, seed: int = 0,
@@ -503,7 +507,7 @@ def compare_values(a: dict, # image id -> number, a loss for instance
     x, y = (np.array([[float(d[i])] for i in a]) for d in (a, b))
     return _paired(x, y, lambda s, n: s[..., 0] / n, samples, level, seed, alternative)
 
-# %% ../nbs/11_evaluation.ipynb #8d5061a1
+# %% ../nbs/11_evaluation.ipynb #1a5517ce
 def comparison_table(comparison: dict, # what `compare` returns
                      names: tuple = ("a", "b"), # of the two systems
                      ) -> str:         # a table in Markdown
@@ -511,7 +515,7 @@ def comparison_table(comparison: dict, # what `compare` returns
     lines = [f"| metric | {names[0]} | {names[1]} | difference | interval | p |", "|---|---|---|---|---|---|"]
     return "\n".join(lines + [f"| {m} | {c['a']:.4f} | {c['b']:.4f} | {c['difference']:+.4f} | {c['low']:+.4f} to {c['high']:+.4f} | {c['p']:.4f} |" for m, c in comparison.items()])
 
-# %% ../nbs/11_evaluation.ipynb #564e178a
+# %% ../nbs/11_evaluation.ipynb #28b0acca
 def clip_scores(model,           # an image-text model: `encode_image(files)` and `encode(texts)` give rows of length 1
                 images: dict,    # image id -> picture file
                 captions: dict,  # image id -> caption
@@ -532,7 +536,7 @@ def clip_scores(model,           # an image-text model: `encode_image(files)` an
     near = np.array([max(0.0, (flat[e - len(references[i]):e] @ t).max()) for i, e, t in zip(ids, ends, texts)])
     return out | {"RefCLIPScore": dict(zip(ids, (2 * clip * near / np.maximum(clip + near, 1e-12)).tolist()))}
 
-# %% ../nbs/11_evaluation.ipynb #6b52e41a
+# %% ../nbs/11_evaluation.ipynb #cd5593af
 def sentiment_accuracy(captions: dict, # image id -> caption
                        classify,       # texts -> one number each, above 0 for a positive text; a model that was not in the objective
                        label: str = "positive", # what the captions were meant to be
@@ -544,7 +548,7 @@ def sentiment_accuracy(captions: dict, # image id -> caption
     right = {i: bool(sign * float(x) > 0) for i, x in zip(captions, classify(list(captions.values())), strict=True)}
     return {"accuracy": sum(right.values()) / len(right), "per_image": right}
 
-# %% ../nbs/11_evaluation.ipynb #cef9703f
+# %% ../nbs/11_evaluation.ipynb #5b8a0d68
 @dataclass
 class Picture:
     "One photograph and what is written about it."
@@ -556,7 +560,7 @@ class Picture:
     path: str | None = None     # where the picture lies, once it has been found
 _ID, _FILE = ("image_id", "id", "cocoid"), ("image_name", "file", "file_name", "filename", "image")
 
-# %% ../nbs/11_evaluation.ipynb #a065dd60
+# %% ../nbs/11_evaluation.ipynb #c5e4dc7b
 def _load(path):
     "A JSON or JSONL file as data. A last line that was cut short is dropped."
     path = Path(path)
@@ -575,7 +579,7 @@ def _load(path):
         return data
     return [data] if path.suffix == ".jsonl" and isinstance(data, dict) else data
 
-# %% ../nbs/11_evaluation.ipynb #3110f877
+# %% ../nbs/11_evaluation.ipynb #d52d01cb
 def _record(r, where):
     "A `Picture` from one record of a list."
     if not isinstance(r, dict): raise ValueError(f"{where} must be an object, got {type(r).__name__}")
@@ -587,7 +591,7 @@ def _record(r, where):
     if prediction is not None: (prediction,) = _texts(prediction, f"{where}, caption")[:1] or [""]
     return Picture(name, file, captions, prediction, r.get("split"))
 
-# %% ../nbs/11_evaluation.ipynb #f0872d6d
+# %% ../nbs/11_evaluation.ipynb #f8d67a24
 def _sentences(image, where, sentiment):
     texts = []
     for s in image["sentences"]:
@@ -601,7 +605,7 @@ def _number(file):
     found = file and re.fullmatch(r"(?:COCO_\w+_)?(\d{12})", Path(str(file)).stem)
     return int(found[1]) if found else None
 
-# %% ../nbs/11_evaluation.ipynb #1acf3dbf
+# %% ../nbs/11_evaluation.ipynb #6bb0e5b1
 def _annotations(data, path):
     "Pictures of COCO's and NoCaps' annotation files."
     pictures = {}
@@ -614,7 +618,7 @@ def _annotations(data, path):
         pictures.setdefault(a["image_id"], Picture(a["image_id"])).captions.extend(_texts(a["caption"], f"{path}: annotation {k}"))
     return list(pictures.values())
 
-# %% ../nbs/11_evaluation.ipynb #6c685abb
+# %% ../nbs/11_evaluation.ipynb #b38d332c
 def read_pictures(path: str | os.PathLike, # a file of one of the kinds above
                   split: str | None = None, # keep one split: "test", ...; all when not given
                   sentiment: str | None = None, # keep SentiCap's sentences of one sentiment, "positive" or "negative"
@@ -636,13 +640,12 @@ def read_pictures(path: str | os.PathLike, # a file of one of the kinds above
     if not out: raise ValueError(f"{path} holds no images")
     return out
 
-# %% ../nbs/11_evaluation.ipynb #3b138a43
+# %% ../nbs/11_evaluation.ipynb #00ce543e
 def _distinct(pictures, path):
-    names = [str(p.id) for p in pictures]
-    twice = sorted({n for n in names if names.count(n) > 1}) if len(set(names)) < len(names) else []
+    twice = sorted(n for n, k in Counter(str(p.id) for p in pictures).items() if k > 1)
     if twice: raise ValueError(f"{path}: more than one record for ids: {_some(twice)}")
 
-# %% ../nbs/11_evaluation.ipynb #d35d6889
+# %% ../nbs/11_evaluation.ipynb #4f72be84
 def read_references(path: str | os.PathLike, split: str | None = None, sentiment: str | None = None, # as for `read_pictures`
                     ) -> dict: # image id -> list of captions
     "The human captions in a file. Raises what `read_pictures` raises, and `ValueError` when there are none."
@@ -652,7 +655,7 @@ def read_references(path: str | os.PathLike, split: str | None = None, sentiment
     if not out: raise ValueError(f"{path} holds no references: no image in it has captions")
     return out
 
-# %% ../nbs/11_evaluation.ipynb #2d97ce07
+# %% ../nbs/11_evaluation.ipynb #ca1d02b1
 def read_predictions(path: str | os.PathLike, split: str | None = None, # as for `read_pictures`
                      ) -> dict: # image id -> caption
     "A system's captions in a file. Raises what `read_pictures` raises, and `ValueError` for an image without exactly one caption."
@@ -665,7 +668,7 @@ def read_predictions(path: str | os.PathLike, split: str | None = None, # as for
     _refuse([p.id for p in pictures if p.prediction is None], f"{path}: no caption for ids")
     return {p.id: p.prediction for p in pictures}
 
-# %% ../nbs/11_evaluation.ipynb #c783709e
+# %% ../nbs/11_evaluation.ipynb #f3bc782d
 def _names(name):
     "Everything that `name` (an id or a file) may be called, surest first."
     path = Path(str(name).replace("\\", "/"))
@@ -678,7 +681,7 @@ def _finder(pictures):
         for n in _names(p.file if p.file else p.id): by_name.setdefault(n, p)
     return lambda name: by_id.get(str(name)) or next((by_name[n] for n in _names(name) if n in by_name), None) or next((by_id[n] for n in _names(name) if n in by_id), None)
 
-# %% ../nbs/11_evaluation.ipynb #a7a3ffcb
+# %% ../nbs/11_evaluation.ipynb #c2066b6b
 def score_files(predictions: str | os.PathLike, # a file of a system's captions
                 references: str | os.PathLike,  # a file of human captions; MAGIC's files are both
                 metrics: list | None = None, split: str | None = None, sentiment: str | None = None,
@@ -694,18 +697,18 @@ def score_files(predictions: str | os.PathLike, # a file of a system's captions
         caps = renamed
     return score_report(caps, refs, metrics, **kwargs)
 
-# %% ../nbs/11_evaluation.ipynb #18deaf6d
+# %% ../nbs/11_evaluation.ipynb #5b6a3c9d
 def picture_seed(seed: int, # of the run
                  image_id,  # of the picture
                  ) -> int:  # from 0 to 2**31 - 1
     "The seed for one picture of a run: a hash of both, equal on every machine."
     return int.from_bytes(hashlib.sha256(f"{int(seed)}/{image_id}".encode()).digest()[:4], "big") >> 1
 
-# %% ../nbs/11_evaluation.ipynb #7f36b990
+# %% ../nbs/11_evaluation.ipynb #020eb66d
 class RunStopped(RuntimeError):
     "The run cannot go on. What is done stays, and the same command continues."
 
-# %% ../nbs/11_evaluation.ipynb #760cc534
+# %% ../nbs/11_evaluation.ipynb #3323215f
 class RunLog:
     "A JSONL file that survives being killed: whole lines only."
     def __init__(self, path: str | os.PathLike): self.path = Path(path)
@@ -737,10 +740,10 @@ class RunLog:
                 raise RunStopped(f"cannot write {self.path}: {e.strerror or e}; what is done is kept, and the same command continues") from e
 def _line(record): return (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
-# %% ../nbs/11_evaluation.ipynb #2b5ce7a6
+# %% ../nbs/11_evaluation.ipynb #0b240b02
 PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
-# %% ../nbs/11_evaluation.ipynb #eac908c3
+# %% ../nbs/11_evaluation.ipynb #60b57f09
 def find_pictures(images: str | os.PathLike | list | dict, # a folder, a list of files, or image id -> file
                   references: str | os.PathLike | list | None = None, # a file of human captions, or what `read_pictures` gave
                   split: str | None = None, # keep the pictures of one split of the references
@@ -764,7 +767,7 @@ def find_pictures(images: str | os.PathLike | list | dict, # a folder, a list of
     _distinct(out, "images")
     return out
 
-# %% ../nbs/11_evaluation.ipynb #f8d5c5b7
+# %% ../nbs/11_evaluation.ipynb #6256902d
 def _joined(pictures):
     "One `Picture` an id, its captions together."
     out = {}
@@ -775,7 +778,7 @@ def _as_picture(name, path, given, find):
     p = find(asked if asked is not None else name) or Picture(asked if asked is not None else _number(name) if _number(name) is not None else Path(name).stem)
     return Picture(p.id, name, p.captions, None, p.split, str(path))
 
-# %% ../nbs/11_evaluation.ipynb #b1481b37
+# %% ../nbs/11_evaluation.ipynb #759711f6
 def versions() -> dict: # package -> version, and Python's
     "What the captions were made with."
     out = {"python": ".".join(map(str, sys.version_info[:3]))}
@@ -784,7 +787,7 @@ def versions() -> dict: # package -> version, and Python's
     from fuse_nb import __version__
     return out | {"fuse_nb": __version__}
 
-# %% ../nbs/11_evaluation.ipynb #8267aa5f
+# %% ../nbs/11_evaluation.ipynb #a0f7c048
 def _finite(x): x = float(x); return x if math.isfinite(x) else None
 def _made(picture, seed, result, seconds, made_with):
     "The line of `captions.jsonl` for one result."
@@ -795,7 +798,7 @@ def _made(picture, seed, result, seconds, made_with):
     return {"id": picture.id, "file": picture.file, "caption": text, "loss": None if getattr(result, "loss", None) is None else _finite(result.loss), "terms": terms,
             "seconds": round(float(seconds if took is None else took), 4), "seed": seed, "versions": made_with}
 
-# %% ../nbs/11_evaluation.ipynb #76602ce5
+# %% ../nbs/11_evaluation.ipynb #c4d54c9d
 def _caption(pictures, captioner, seed, captions, errors, bar=None):
     "Caption `pictures` one by one into the two logs."
     from fuse_nb.models import load_image
@@ -807,14 +810,14 @@ def _caption(pictures, captioner, seed, captions, errors, bar=None):
             line = _made(p, s, captioner(p.path, s), time.perf_counter() - start, made_with)
         except RunStopped: raise
         except Exception as e:
-            if isinstance(e, OSError) and e.errno in (28, 122): raise RunStopped(f"the disk is full: {e}; what is done is kept") from e
+            if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT): raise RunStopped(f"the disk is full: {e}; what is done is kept") from e
             errors.append({"id": p.id, "file": p.file, "error": " ".join(f"{type(e).__name__}: {e}".split())[:500], "seed": s})
             failed += good
             if failed >= 10: raise RunStopped(f"the captioner failed on 10 pictures in a row, the last time with {type(e).__name__}: {e}") from e
         else: captions.append(line); failed = 0
         if bar is not None: bar.update()
 
-# %% ../nbs/11_evaluation.ipynb #ad9b5041
+# %% ../nbs/11_evaluation.ipynb #f29ce2ea
 def make_captioner(captioner, # a callable, or "module:name" of something that makes one
                    settings: dict, # passed to the maker
                    ):              # a callable (path, seed) -> result
@@ -826,7 +829,7 @@ def make_captioner(captioner, # a callable, or "module:name" of something that m
     if not callable(captioner): raise TypeError(f"captioner must be callable as captioner(path, seed), got {type(captioner).__name__}")
     return captioner
 
-# %% ../nbs/11_evaluation.ipynb #e1f62ae0
+# %% ../nbs/11_evaluation.ipynb #99e8990e
 @contextlib.contextmanager
 def _locked(path, shared=False, wait=0.0):
     "Hold a lock on a file, which the system takes back when the process dies. Does nothing where the system has no such lock."
@@ -841,7 +844,7 @@ def _locked(path, shared=False, wait=0.0):
                 time.sleep(0.1)
         yield
 
-# %% ../nbs/11_evaluation.ipynb #aaa5f27c
+# %% ../nbs/11_evaluation.ipynb #52411468
 def _share(job, state):
     "What one of several processes does: its part of the pictures, into its own logs."
     out, rank = Path(job["out"]), state.process_index
@@ -852,7 +855,7 @@ def _share(job, state):
         captioner = make_captioner(job["captioner"], job["settings"])
         _caption(mine, captioner, job["seed"], *(RunLog(out / f"{name}.{rank:04d}.jsonl") for name in ("captions", "errors")))
 
-# %% ../nbs/11_evaluation.ipynb #b9e45d25
+# %% ../nbs/11_evaluation.ipynb #0c058b9d
 def _state(cpu=False):
     "This process's number among those that torchrun, accelerate or a cluster started."
     from datetime import timedelta
@@ -869,17 +872,22 @@ def _worker():
         while _alive(parent): time.sleep(0.5)
         os._exit(1)
     threading.Thread(target=follow, args=(job["parent"],), daemon=True).start()
-    import torch
-    torch.set_num_threads(job["threads"])
-    state = _state(job["cpu"])
-    _share(job, state)
+    with _threads(job["threads"]): _share(job, state := _state(job["cpu"]))
     state.destroy_process_group()
+@contextlib.contextmanager
+def _threads(n):
+    "torch's own threads, `n` of them inside the `with` block."
+    import torch
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try: yield
+    finally: torch.set_num_threads(before)
 def _alive(pid):
     try: os.kill(pid, 0)
     except OSError: return False
     return True
 
-# %% ../nbs/11_evaluation.ipynb #145577c5
+# %% ../nbs/11_evaluation.ipynb #5704af4a
 def _launch(job, workers, bar):
     "Start `workers` processes with torchrun, follow their logs, raise `RunStopped` when they fail."
     out = Path(job["out"])
@@ -896,13 +904,11 @@ def _launch(job, workers, bar):
         finally:
             if process.poll() is None: process.terminate(); process.wait()
     bar.update(count() - bar.n)
-    (out / ".job.json").unlink(missing_ok=True)
     if process.returncode:
         told = [l for l in (out / "workers.log").read_text(errors="replace").splitlines() if re.match(r"(\[rank\d+\]: *)?[\w.]*(Error|Stopped|Missing|Exception)\b", l)]
         raise RunStopped(f"a worker failed: {told[0] if told else 'see ' + str(out / 'workers.log')}; what is done is kept, and the same command continues")
-    (out / "workers.log").unlink(missing_ok=True)
 
-# %% ../nbs/11_evaluation.ipynb #7f1bf776
+# %% ../nbs/11_evaluation.ipynb #a202396e
 def _merge(out, pictures):
     "Join the logs of all processes into one, in the order of the pictures."
     place = {str(p.id): k for k, p in enumerate(pictures)}
@@ -914,7 +920,7 @@ def _merge(out, pictures):
         for part in parts: part.unlink()
     return [RunLog(out / f"{name}.jsonl").read() for name in ("captions", "errors")]
 
-# %% ../nbs/11_evaluation.ipynb #47ca0c8d
+# %% ../nbs/11_evaluation.ipynb #622374fa
 @dataclass
 class Run:
     "What a run left."
@@ -925,7 +931,7 @@ class Run:
     seconds: float         # wall clock of this call
 _RUN_FILES = ("captions.jsonl", "errors.jsonl", "scores.json", "run.json", "workers.log", ".job.json")
 
-# %% ../nbs/11_evaluation.ipynb #87e72a45
+# %% ../nbs/11_evaluation.ipynb #9e8fafbf
 def evaluate_folder(captioner,                       # callable (path, seed) -> result, or "module:name" of a maker of one, called with `settings`
                     images: str | os.PathLike | list | dict, # a folder, a list of files, or image id -> file
                     out: str | os.PathLike,          # folder for what the run leaves
@@ -964,7 +970,7 @@ def evaluate_folder(captioner,                       # callable (path, seed) -> 
     report = _score(out, pictures, captions, errors, metrics, scoring)
     return Run(out, captions, errors, report, time.perf_counter() - start)
 
-# %% ../nbs/11_evaluation.ipynb #95c0c1d5
+# %% ../nbs/11_evaluation.ipynb #5067a088
 def _prepare(out, captioner, settings, seed, pictures, overwrite):
     "Refuse a folder of another run, or empty it when told to."
     name = captioner if isinstance(captioner, str) else f"{getattr(captioner, '__module__', type(captioner).__module__)}:{getattr(captioner, '__qualname__', type(captioner).__qualname__)}"
@@ -984,7 +990,7 @@ def _differ(a, b):
 def _clear(out):
     for f in [*(out / n for n in _RUN_FILES), *out.glob("captions.[0-9]*.jsonl"), *out.glob("errors.[0-9]*.jsonl")]: f.unlink(missing_ok=True)
 
-# %% ../nbs/11_evaluation.ipynb #783eb88c
+# %% ../nbs/11_evaluation.ipynb #dd7a69c8
 def _do(job, pictures, workers, state, info, progress):
     "Caption what is not captioned yet, alone, with workers, or as the first of processes that somebody else started."
     from tqdm import tqdm
@@ -999,13 +1005,17 @@ def _do(job, pictures, workers, state, info, progress):
         try:
             if state is not None: _share(job, state); state.wait_for_everyone()
             elif todo and workers > 1: _launch(job, workers, bar)
-            elif todo: _caption(todo, make_captioner(job["captioner"], job["settings"]), job["seed"], RunLog(out / "captions.jsonl"), RunLog(out / "errors.jsonl"), bar)
-        finally:
-            with contextlib.suppress(OSError): captions, errors = _merge(out, pictures)
+            elif todo:
+                with _threads(job["threads"]): _caption(todo, make_captioner(job["captioner"], job["settings"]), job["seed"], RunLog(out / "captions.jsonl"), RunLog(out / "errors.jsonl"), bar)
+        except BaseException:
+            with contextlib.suppress(OSError): _merge(out, pictures)
+            raise
+    captions, errors = _merge(out, pictures)
+    for name in ("workers.log", ".job.json"): (out / name).unlink(missing_ok=True)
     write_json(out / "run.json", info | {"workers": workers, "done": len(captions), "failed": len(errors), "complete": len(captions) + len(errors) >= len(pictures)})
     return captions, errors
 
-# %% ../nbs/11_evaluation.ipynb #2323054d
+# %% ../nbs/11_evaluation.ipynb #1e93be5d
 def _score(out, pictures, captions, errors, metrics, scoring):
     "Score the captions that have references, and say what is not in the scores."
     refs = {str(p.id): p.captions for p in pictures if p.captions}
@@ -1013,14 +1023,14 @@ def _score(out, pictures, captions, errors, metrics, scoring):
     caps = {r["id"]: r["caption"] for r in captions if str(r["id"]) in refs}
     if not caps: raise ValueError(f"nothing to score: no picture has both a caption and references; {len(errors)} pictures failed, see {out / 'errors.jsonl'}")
     if scoring.get("image_model") is not None: scoring = {"images": {p.id: p.path for p in pictures}} | scoring
-    report = score_report(caps, refs, metrics, subset=True, **scoring)
+    report = score_report(caps, {i: refs[str(i)] for i in caps}, metrics, **scoring)
     without = [r["id"] for r in captions if str(r["id"]) not in refs]
-    report.notes += [f"{len(without)} captioned pictures have no references and are not in the scores: {_some(without)}"] * bool(without)
-    report.notes += [f"{len(errors)} pictures could not be captioned: {_some([r['id'] for r in errors])}"] * bool(errors)
+    report.notes += [f"captioned, but without references and so not in the scores (ids): {_some(without)}"] * bool(without)
+    report.notes += [f"could not be captioned and so not in the scores (ids): {_some([r['id'] for r in errors])}"] * bool(errors)
     write_json(out / "scores.json", report.scores | report.to_json())
     return report
 
-# %% ../nbs/11_evaluation.ipynb #6c9e21e6
+# %% ../nbs/11_evaluation.ipynb #e272e6d8
 def data_file(name: str, # of a file under `data/`
               ) -> Path: # where it lies, installed or in a checkout
     "Raises `FileNotFoundError` when the package has no such file."
@@ -1032,7 +1042,7 @@ def data_file(name: str, # of a file under `data/`
         if p.is_file(): return p
     raise FileNotFoundError(f"fuse_nb has no data file {name}")
 
-# %% ../nbs/11_evaluation.ipynb #950a0cee
+# %% ../nbs/11_evaluation.ipynb #b7955e3a
 def result_row(method: str,         # its name in the table
                report: ScoreReport, # its scores
                **more,              # anything else worth keeping: seconds, objective, ...
@@ -1041,7 +1051,7 @@ def result_row(method: str,         # its name in the table
     intervals = {m: [round(100 * x, 2) for x in v] for m, v in report.intervals.items()}
     return {"method": method, "n": report.n, "scores": {m: round(100 * v, 2) for m, v in report.scores.items()}, "intervals": intervals, "missing": report.missing, **more}
 
-# %% ../nbs/11_evaluation.ipynb #396fba23
+# %% ../nbs/11_evaluation.ipynb #8ea1817d
 def captioning_table(results: dict | None = None, # {"about", "rows"} of ours; `data/results_captioning.json` when not given, nothing when that is not there
                      columns: tuple = ("Bleu_4", "METEOR", "CIDEr", "SPICE"), # metrics
                      ) -> str:                    # a table in Markdown, percent
@@ -1057,7 +1067,7 @@ def captioning_table(results: dict | None = None, # {"about", "rows"} of ours; `
     return "\n".join(lines)
 def _cell(value, interval=None): return "-" if value is None else f"{value:.1f}" + (f" ({interval[0]:.1f} to {interval[1]:.1f})" if interval else "")
 
-# %% ../nbs/11_evaluation.ipynb #7494a377
+# %% ../nbs/11_evaluation.ipynb #13df695a
 def against_published(report: ScoreReport, # scores of captions that come with published ones
                       method: str,         # the row's name, or its beginning: "MAGIC", ...
                       ) -> str:            # a table in Markdown, percent
@@ -1068,7 +1078,7 @@ def against_published(report: ScoreReport, # scores of captions that come with p
     lines = ["| metric | scored here | published | difference |", "|---|---|---|---|"]
     return "\n".join(lines + [f"| {m} | {100 * v:.2f} | {row['scores'][m]:.1f} | {100 * v - row['scores'][m]:+.2f} |" for m, v in report.scores.items() if m in row["scores"]])
 
-# %% ../nbs/11_evaluation.ipynb #d9e21747
+# %% ../nbs/11_evaluation.ipynb #2b5b9958
 def contact_sheet(pictures: list,   # (file or array, [lines of text]) for each photograph
                   columns: int = 4, # photographs side by side
                   width: float = 9, # inches
@@ -1077,17 +1087,21 @@ def contact_sheet(pictures: list,   # (file or array, [lines of text]) for each 
     "Photographs with captions and scores under them. Raises `ValueError` when there are none."
     import textwrap
     from PIL import Image
-    from fuse_nb.figures import claim, new_figure
+    from fuse_nb.figures import new_figure
     if not pictures: raise ValueError("pictures is empty: there is nothing to show")
-    columns, cell = min(columns, len(pictures)), width / min(columns, len(pictures))
-    rows = -(-len(pictures) // columns)
-    texts = [["\n".join(textwrap.wrap(t, max(12, int(cell * 13)))) for t in lines] for _, lines in pictures]
-    deepest = max(sum(t.count("\n") + 1 for t in lines) for lines in texts)
-    fig, axes = new_figure(columns, rows, width=width, height=rows * (0.75 * cell + 0.17 * deepest + 0.1) + 0.3 * bool(title), squeeze=False)
-    for ax in axes.flat: ax.axis("off")
-    for ax, (photo, _), lines in zip(axes.flat, pictures, texts):
-        image = Image.open(photo) if isinstance(photo, (str, os.PathLike)) else Image.fromarray(photo)
-        image.thumbnail((320, 240)); ax.imshow(image.convert("RGB"))
-        ax.set_title("\n".join(lines), fontsize=8, loc="left", y=0, pad=-4, va="top")
-    if title: fig.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+    columns, rows = min(columns, len(pictures)), -(-len(pictures) // min(columns, len(pictures)))
+    cell = width / columns
+    texts = ["\n".join(line for t in lines for line in textwrap.wrap(t, max(12, int(cell * 14)), subsequent_indent="  ")) for _, lines in pictures]
+    photo, words, head = 0.72 * cell, 0.16 * max(t.count("\n") + 1 for t in texts) + 0.12, 0.35 * bool(title)
+    height = rows * (photo + words) + head
+    fig, axes = new_figure(columns, rows, width=width, height=height, squeeze=False)
+    fig.set_layout_engine("none")
+    for k, ax in enumerate(axes.flat):
+        row, column = divmod(k, columns)
+        ax.axis("off"); ax.set_position([(column * cell + 0.05) / width, 1 - (head + row * (photo + words) + photo) / height, (cell - 0.1) / width, photo / height])
+        if k >= len(pictures): continue
+        image = Image.open(pictures[k][0]) if isinstance(pictures[k][0], (str, os.PathLike)) else Image.fromarray(pictures[k][0])
+        image.thumbnail((320, 240)); ax.imshow(image.convert("RGB")); ax.set_anchor("NW")
+        fig.text((column * cell + 0.05) / width, 1 - (head + row * (photo + words) + photo + 0.06) / height, texts[k], fontsize=8, va="top")
+    if title: fig.text(0.05 / width, 1 - 0.08 / height, title, va="top", fontsize=11, fontweight="bold")
     return fig
