@@ -123,9 +123,9 @@ def _encode(tokenizer, texts: list[str], add_special_tokens: bool = False, **opt
     masks = [_added(tokenizer, t, row) for t, row in zip(texts, ids)]
     return ids, masks, [_prefix_spans(tokenizer, t, [i for i, m in zip(row, mask) if not m]) for t, row, mask in zip(texts, ids, masks)]
 
-# %% ../nbs/02_words.ipynb #18086f27
+# %% ../nbs/02_words.ipynb #5e8ce326
 def _decode(tokenizer, batch: list[list[int]]) -> list[str]:
-    return tokenizer.batch_decode(batch, skip_special_tokens=False, clean_up_tokenization_spaces=False) if batch else []
+    return [tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False) for ids in batch]
 
 def _decoded_spans(tokenizer, text: str, ids: list[int]) -> list[tuple[int, int]]:
     "Spans by decoding every prefix of the ids."

@@ -10,6 +10,7 @@ import warnings
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -159,6 +160,71 @@ def test_ids_are_split_and_merged_exactly(name):
     check()
 
 
+class Scripted:
+    "A stand-in for a fast tokenizer whose offsets are whatever the test wants: out of order, overlapping, beyond the end."
+    is_fast, all_special_ids, added_tokens_decoder, unk_token_id = True, [], {}, None
+    def __init__(self, spans): self.spans = spans
+    def __call__(self, texts, **kwargs):
+        return SimpleNamespace(encodings=[SimpleNamespace(ids=list(range(len(self.spans))), special_tokens_mask=[0]*len(self.spans), offsets=self.spans) for _ in texts])
+
+
+@settings(many, max_examples=max(4*EXAMPLES, 200))
+@given(st.text("ab \n\x00é", min_size=1, max_size=10), st.lists(st.tuples(st.integers(0, 10), st.integers(0, 10)), max_size=7), st.booleans())
+def test_words_are_the_definition_whatever_the_offsets(text, spans, ordered):
+    if ordered: spans = [(a, b) for a, b in zip(*[iter(sorted(x for s in spans for x in s))]*2)]
+    spans = [(min(s, len(text)), min(e, len(text))) for s, e in spans]
+    words = split(Scripted(spans), text)
+    check_split(words, range(len(spans)), text)
+    assert [(w.start, w.stop, w.first, w.last) for w in words] == finest(text, spans)
+    index = word_index(Scripted(spans), ["first", text, "", text]) if spans else word_index(Scripted([]), ["first", text, "", text])
+    check_index(index, 1, words); check_index(index, 3, words)
+
+
+def test_a_token_across_two_words_without_offsets():
+    class Greedy:  # a slow tokenizer that has "red dogs" as one token
+        is_fast, all_special_ids, added_tokens_decoder, unk_token_id = False, [], {}, None
+        vocabulary = ["red dogs", " ran", " fast", "red", " red", " dogs", "dogs", " "]
+        def ids(self, t):
+            out = []
+            while t:
+                out.append(next(i for i, v in enumerate(self.vocabulary) if t.startswith(v)))
+                t = t[len(self.vocabulary[out[-1]]):]
+            return out
+        def __call__(self, t, **kwargs): return {"input_ids": self.ids(t) if isinstance(t, str) else [self.ids(x) for x in t]}
+    assert [(w.text, w.ids, w.first, w.last) for w in split(Greedy(), " red red dogs ran fast")] == \
+        [(" red", [4], 0, 1), (" red", [4], 1, 2), (" dogs", [5], 2, 3), (" ran", [1], 3, 4), (" fast", [2], 4, 5)]
+    assert [(w.text, w.ids, w.first, w.last) for w in split(Greedy(), "red dogs ran fast")] == [("red dogs", [0], 0, 2), (" ran", [1], 2, 3), (" fast", [2], 3, 4)]
+
+
+@pytest.mark.parametrize("name,marks", [("gpt2", "Ġ"), ("smollm2", "Ġ"), ("llama", "▁")])
+def test_ids_that_spell_letter_by_letter(name, marks):
+    "No tokenizer would write this, an optimizer may: a character's bytes stay with their word, the words after it are not shifted."
+    tokenizer = load(name)
+    emoji = [i for i in tokenize(tokenizer, "a🐕")[1:]]
+    ids = [tokenizer.convert_tokens_to_ids(c) for c in (["▁"] if marks == "▁" else []) + list("red")] + emoji + [tokenizer.convert_tokens_to_ids(c) for c in marks + "dog" + marks + "ran"]
+    words, n = split(tokenizer, ids), len(ids) - len(emoji) - 11
+    assert [(w.text, len(w.ids)) for w in words] == [("red🐕", n + 3 + len(emoji)), (" dog", 4), (" ran", 4)]
+
+
+@pytest.mark.parametrize("name", ("gpt2", "llama", "minilm"))
+def test_a_special_token_in_mid_word(name):
+    "It is a word of its own; the pieces beside it share the whitespace word that everybody else sees there."
+    tokenizer = load(name)
+    middle = next(i for i in (tokenizer.sep_token_id, tokenizer.eos_token_id) if i is not None)
+    red = tokenize(tokenizer, "a red")
+    ids = red + [middle] + tokenize(tokenizer, "dish dog")
+    words = split(tokenizer, ids)
+    assert [w.special for w in words] == [False, False, True, False, False] and words[2].ids == [middle]
+    assert [(w.first, w.last) for w in words if not w.special] == [(0, 1), (1, 2), (1, 2), (2, 3)]
+    text = word_index(tokenizer, [ids]).texts[0]
+    assert text == "a reddish dog"
+    other = load("byt5")
+    pairs = align(words, split(other, text))
+    assert [p[0] for p in pairs] == [slice(0, 1), slice(1, words[3].stop), slice(words[4].start, len(ids))]
+    groups = align_index(word_index(tokenizer, [ids]), word_index(other, [text]))
+    assert list(zip(*(c.tolist() for c in groups))) == [(0, s.start, s.stop, t.start, t.stop) for s, t in pairs]
+
+
 @pytest.mark.parametrize("name", ("gpt2", "smollm2"))
 def test_foreign_ids_are_cut_wherever_their_text_can_be(name):
     "Where decoding the first k ids gives the text up to a word's end, a word ends at k: no needless joining on the slow path."
@@ -267,7 +333,7 @@ def test_without_offsets(name):
         text = " ".join(rng.sample(vocabulary, 5))
         assert split(slow, text, add_special_tokens=True) == split(tokenizer, text, add_special_tokens=True)
     text = "an unbelievable story about dogs"
-    for keep in range(1, len(tokenize(tokenizer, text))): check_split(split(slow, text, truncation=True, max_length=keep), tokenize(tokenizer, text)[:keep], text)
+    for keep in range(1, len(tokenize(tokenizer, text))): assert split(slow, text, truncation=True, max_length=keep) == split(tokenizer, text, truncation=True, max_length=keep)
 
     @settings(many, max_examples=max(EXAMPLES//4, 5))
     @given(texts)
@@ -323,14 +389,15 @@ def test_embeddings_keep_batch_dimensions_and_gradients():
 @pytest.mark.parametrize("name", FAST)
 def test_words_are_spelled_as_in_a_sentence(name):
     tokenizer = load(name)
-    vocabulary, frequencies = word_list(300)
+    vocabulary, frequencies = (x[::13] for x in word_list(4000))
     ids = word_ids(tokenizer, vocabulary)
     for w, i in zip(vocabulary[::7], ids[::7]):
         assert i == split(tokenizer, f"the {w} is")[1].ids
     assert word_ids(tokenizer, vocabulary[:20], leading_space=False) == [tokenize(tokenizer, w) for w in vocabulary[:20]] and word_ids(tokenizer, []) == []
-    c = coverage(tokenizer, vocabulary, frequencies, max_tokens=3)
+    c = coverage(tokenizer, vocabulary, frequencies, max_tokens=2)
     count = np.array([len(i) for i in ids])
-    for k in (1, 2, 3):
+    assert (count > 2).any()
+    for k in (1, 2):
         assert c.words[k - 1] == (count == k).sum() and np.isclose(c.within[k - 1], (count <= k).mean())
         assert np.isclose(c.weighted[k - 1], frequencies[count == k].sum()/frequencies.sum())
         assert np.isclose(c.weighted_within[k - 1], c.weighted[:k].sum())
