@@ -222,9 +222,20 @@ def _check(predictions, references, subset):
     _refuse([i for i, r in refs.items() if not r], "no references for ids")
     return caps, refs, missing
 
-# %% ../nbs/11_evaluation.ipynb #7ec65c8e
+# %% ../nbs/11_evaluation.ipynb #cd49b576
 def _refuse(ids, what):
     if ids: raise ValueError(f"{what}: {_some(ids)}")
+def _without_empty(caps, refs):
+    "Captions and references that have a letter or a digit in them, and notes on those left out."
+    full = lambda text: re.search(r"\w", text) is not None
+    out = [i for i, c in caps.items() if not full(c[0])]
+    if len(out) == len(caps): raise ValueError("predictions: every caption is empty")
+    notes = [f"have an empty caption and so are not in the scores (ids): {_some(out)}"] if out else []
+    less = [i for i, r in refs.items() if i not in out and not all(map(full, r))]
+    notes += [f"an empty reference was left out (ids): {_some(less)}"] if less else []
+    kept = {i: [t for t in r if full(t)] for i, r in refs.items() if i not in out}
+    _refuse([i for i, r in kept.items() if not r], "no reference with a word in it for ids")
+    return {i: c for i, c in caps.items() if i in kept}, kept, notes
 def _refuse_empty(caps, refs, when=""):
     _refuse([i for i, c in caps.items() if not c[0].strip()], f"empty caption{when} for ids")
     _refuse([i for i, r in refs.items() if not all(t.strip() for t in r)], f"empty reference{when} for ids")
@@ -360,11 +371,12 @@ def _interval(metric, rows, samples, level, seed):
     tail = (1 - level) / 2 * 100
     return tuple(float(x) for x in np.percentile(_resampled(metric, rows, samples, seed), [tail, 100 - tail]))
 
-# %% ../nbs/11_evaluation.ipynb #9a8d660f
+# %% ../nbs/11_evaluation.ipynb #64e80437
 def score_report(predictions: dict,  # image id -> caption
                  references: dict,   # image id -> list of captions
                  metrics: list | None = None, # names out of `COCO_METRICS`; all of them when not given
                  *, subset: bool = False,     # True: score the captions that there are, although other images have references too
+                 drop_empty: bool = False,    # True: leave out captions without a word, and say so, instead of refusing them
                  tokenized: bool = False,     # True: the captions are tokenized already, words joined by one space
                  images: dict | None = None,  # image id -> picture file, for CLIPScore and RefCLIPScore
                  image_model=None,            # a `models.ImageTextModel`, for these two
@@ -379,6 +391,8 @@ def score_report(predictions: dict,  # image id -> caption
     Raises `ValueError` for empty captions, for ids on one side only and for unknown metrics, `TypeError` for what is not text."""
     wanted = _wanted(metrics, images, image_model)
     raw_caps, raw_refs, left = _check(predictions, references, subset)
+    if drop_empty: raw_caps, raw_refs, notes = _without_empty(raw_caps, raw_refs)
+    else: notes = []
     _refuse_empty(raw_caps, raw_refs)
     ids = list(raw_caps)
     caps, refs = ({k: d[i] for k, i in enumerate(ids)} for d in (raw_caps, raw_refs))
@@ -398,7 +412,8 @@ def score_report(predictions: dict,  # image id -> caption
             found[m] = (np.mean(list(v.values())), list(v.values()), np.array(list(v.values()))[:, None])
     found = {m: found[m] for m in wanted if m in found}
     by = "given" if tokenized else "PTB tokenizer" if any(m in COCO_METRICS and missing.get(m) != untokenized for m in wanted) else "spaces"
-    return _report(ids, found, missing, caps, refs, left, dict(words=by, samples=samples, level=level, seed=seed, references=_digest(raw_refs)))
+    if left: notes.insert(0, f"have references but no caption and so are not in the scores (ids): {_some(left)}")
+    return _report(ids, found, missing, caps, refs, notes, dict(words=by, samples=samples, level=level, seed=seed, references=_digest(raw_refs)))
 
 # %% ../nbs/11_evaluation.ipynb #eb1a6f2a
 def _wanted(metrics, images, image_model):
@@ -426,9 +441,8 @@ def _with_progress(jobs, progress):
     for name, job in bar: bar.set_description(name); yield name, job
 def _digest(refs): return hashlib.sha256(json.dumps([[str(i), r] for i, r in sorted(refs.items(), key=lambda x: str(x[0]))]).encode()).hexdigest()[:16]
 
-# %% ../nbs/11_evaluation.ipynb #36f225b4
-def _report(ids, found, missing, caps, refs, left, settings):
-    notes = [f"have references but no caption and so are not in the scores (ids): {_some(left)}"] if left else []
+# %% ../nbs/11_evaluation.ipynb #08584f22
+def _report(ids, found, missing, caps, refs, notes, settings):
     intervals = {}
     for m, (value, values, rows) in found.items():
         if not math.isclose(float(_of(m)(rows.sum(0), len(ids))), float(value), rel_tol=1e-6, abs_tol=1e-9):
@@ -787,7 +801,7 @@ def versions() -> dict: # package -> version, and Python's
     from fuse_nb import __version__
     return out | {"fuse_nb": __version__}
 
-# %% ../nbs/11_evaluation.ipynb #a0f7c048
+# %% ../nbs/11_evaluation.ipynb #08a82c0a
 def _finite(x): x = float(x); return x if math.isfinite(x) else None
 def _made(picture, seed, result, seconds, made_with):
     "The line of `captions.jsonl` for one result."
@@ -795,8 +809,9 @@ def _made(picture, seed, result, seconds, made_with):
     if not isinstance(text, str) or not text.strip(): raise ValueError("the captioner gave no text")
     terms = {str(k): _finite(v) for k, v in (getattr(result, "terms", None) or {}).items()}
     took = getattr(result, "seconds", None)
+    more = {k: int(getattr(result, k)) for k in ("evaluations",) if getattr(result, k, None) is not None}  # the budget that it took, where the captioner counts it
     return {"id": picture.id, "file": picture.file, "caption": text, "loss": None if getattr(result, "loss", None) is None else _finite(result.loss), "terms": terms,
-            "seconds": round(float(seconds if took is None else took), 4), "seed": seed, "versions": made_with}
+            "seconds": round(float(seconds if took is None else took), 4), "seed": seed, **more, "versions": made_with}
 
 # %% ../nbs/11_evaluation.ipynb #c4d54c9d
 def _caption(pictures, captioner, seed, captions, errors, bar=None):

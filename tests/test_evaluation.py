@@ -198,6 +198,14 @@ def test_ids_match_as_text_and_subsets_are_told():
     assert list(report.per_image["ROUGE_L"]) == ["1", 2] and report.per_image["ROUGE_L"]["1"] == pytest.approx(1.0) and "3" in report.notes[0]
 
 
+def test_empty_captions_can_be_left_out():
+    caps, refs = {1: "a dog", 2: " ... ", 3: "a bus"}, {1: ["a dog"], 2: ["a cat"], 3: ["a bus", ""]}
+    report = E.score_report(caps, refs, ["Bleu_1"], tokenized=True, drop_empty=True)
+    assert report.n == 2 and report.scores["Bleu_1"] == pytest.approx(1) and ["2" in report.notes[0], "3" in report.notes[1]] == [True, True]
+    with pytest.raises(ValueError, match="every caption is empty"): E.score_report({2: "!"}, {2: ["a cat"]}, ["Bleu_1"], tokenized=True, drop_empty=True)
+    with pytest.raises(ValueError, match="no reference with a word in it for ids: 1"): E.score_report({1: "a"}, {1: ["."]}, ["Bleu_1"], tokenized=True, drop_empty=True)
+
+
 def test_unknown_metrics():
     with pytest.raises(ValueError, match="unknown metric 'BLEU'"): E.score_captions(CAPS, REFS, ["BLEU"])
     with pytest.raises(ValueError, match="CLIPScore needs images"): E.score_captions(CAPS, REFS, ["CLIPScore"])
@@ -392,11 +400,11 @@ def test_score_magics_own_file(tmp_path):
 # ---------------------------------------------------------------- runs
 
 FAKE = '''
-import random, time, types
+import os, random, time, types
 class Maker:
     def __init__(self, delay=0.0, bad=()): self.delay, self.bad = delay, bad
     def __call__(self, path, seed):
-        time.sleep(self.delay)
+        time.sleep(float(os.environ.get("FAKE_DELAY", 0)))
         if any(b in str(path) for b in self.bad): raise RuntimeError("cannot see " + str(path))
         r = random.Random(seed)
         return types.SimpleNamespace(text="a " + " ".join(r.choice("dog cat runs on red blue beach sofa".split()) for _ in range(6)), loss=r.random(), terms={"lm": r.random(), "image": float("inf")}, seconds=self.delay)
@@ -423,10 +431,10 @@ def run(place, out="out", captioner="fake_captioner:Maker", **kwargs):
 def told(run): return [(r["id"], r["caption"], r["loss"], r["seed"]) for r in run.captions]
 
 
-def start(place, **kwargs):
-    "The same in a process of its own."
+def start(place, delay, **kwargs):
+    "The same in a process of its own, with a captioner that takes `delay` seconds."
     kwargs = dict(captioner="fake_captioner:Maker", images=str(place / "photos"), out=str(place / "out"), references=str(place / "references.json"), metrics=["Bleu_1"], tokenized=True, progress=False) | kwargs
-    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(place / "code"), *filter(None, sys.path)])}
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(place / "code"), *filter(None, sys.path)]), "FAKE_DELAY": str(delay)}
     return subprocess.Popen([sys.executable, "-c", RUN, json.dumps(kwargs)], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
@@ -465,26 +473,42 @@ def test_two_workers_give_the_same_captions_as_one(place):
     assert json.loads((place / "two" / "run.json").read_text())["workers"] == 2
 
 
+def test_started_by_torchrun(place):
+    "The way of several machines: every process calls evaluate_folder, here two on one machine, and a log of an earlier worker is there."
+    (place / "out").mkdir()
+    script = place / "script.py"
+    script.write_text(f"from fake_captioner import Maker\nfrom fuse_nb.evaluation import evaluate_folder\n"
+                      f"r = evaluate_folder(Maker(), {str(place / 'photos')!r}, {str(place / 'out')!r}, {str(place / 'references.json')!r}, metrics=['Bleu_1'], tokenized=True, progress=False)\nprint('scored', r.scores is not None)")
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(place / "code"), *filter(None, sys.path)]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert sorted(done.stdout.split("\n")) == ["", "scored False", "scored True"]
+    assert [json.loads(l)["caption"] for l in (place / "out" / "captions.jsonl").read_text().splitlines()] == [r[1] for r in told(run(place, "one"))]
+    assert not list((place / "out").glob("captions.0*")) and json.loads((place / "out" / "run.json").read_text())["complete"]
+
+
 def test_killed_and_continued(place):
     "kill -9 in the middle: the lines that were there stay byte for byte, the rest follows, and the captions are those of a run that nobody killed."
-    log, process = place / "out" / "captions.jsonl", start(place, settings={"delay": 0.1})
+    log, process = place / "out" / "captions.jsonl", start(place, 0.1)
     while not (log.exists() and log.read_bytes().count(b"\n") >= 4): assert process.poll() is None, process.stderr.read().decode(); time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL); process.wait()
     kept = log.read_bytes()
     assert 4 <= kept.count(b"\n") < 12
     with open(log, "ab") as f: f.write(b'{"id": 111, "caption": "half a l')
-    result = run(place, settings={"delay": 0.1})
+    result = run(place)
     assert log.read_bytes().startswith(kept) and len(result.captions) == 12
     assert told(result) == told(run(place, "fresh"))
 
 
 def test_killed_with_workers(place):
     "The workers of a killed run end by themselves, and the next run takes over what they did."
-    process = start(place, settings={"delay": 0.5}, workers=2)
+    process = start(place, 3.0, workers=2)
     count = lambda: sum(f.read_bytes().count(b"\n") for f in (place / "out").glob("captions.0*.jsonl"))
-    while count() < 2: assert process.poll() is None, process.stderr.read().decode(); time.sleep(0.02)
+    while count() < 1: assert process.poll() is None, process.stderr.read().decode(); time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL); process.wait()
-    result = run(place, settings={"delay": 0.5})
+    with E._locked(place / "out" / ".workers", wait=8.0): pass  # alive, they would hold this for 12 s and more
+    assert count() < 4
+    result = run(place)
     assert told(result) == told(run(place, "fresh")) and not list((place / "out").glob("captions.0*"))
 
 
@@ -498,6 +522,19 @@ def test_a_log_cut_anywhere_keeps_its_whole_lines(tmp_path_factory, texts, data)
     log.path.write_bytes(whole[:cut])
     assert [r["caption"] for r in log.read()] == texts[:whole[:cut].count(b"\n")]
     assert log.damaged == (cut > 0 and whole[cut - 1:cut] != b"\n")
+
+
+def test_a_line_that_cannot_be_written_leaves_no_trace(tmp_path, monkeypatch):
+    log = E.RunLog(tmp_path / "captions.jsonl")
+    log.append({"id": 1, "caption": "a dog"})
+    before = log.path.read_bytes()
+    def full(fd): raise OSError(28, "No space left on device")
+    with monkeypatch.context() as m:
+        m.setattr(E.os, "fsync", full)
+        with pytest.raises(E.RunStopped, match="cannot write .*No space left"): log.append({"id": 2, "caption": "a cat"})
+    assert log.path.read_bytes() == before
+    log.append({"id": 3, "caption": "a bus"})
+    assert [r["id"] for r in log.read()] == [1, 3]
 
 
 def test_bad_pictures_are_recorded_and_skipped(place):
