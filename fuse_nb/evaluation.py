@@ -935,14 +935,14 @@ def _merge(out, pictures):
         for part in parts: part.unlink()
     return [RunLog(out / f"{name}.jsonl").read() for name in ("captions", "errors")]
 
-# %% ../nbs/11_evaluation.ipynb #622374fa
+# %% ../nbs/11_evaluation.ipynb #2cd9dcf9
 @dataclass
 class Run:
     "What a run left."
     out: Path              # its folder
     captions: list         # records of `captions.jsonl`
     errors: list           # records of `errors.jsonl`
-    scores: ScoreReport | None # None without references
+    report: ScoreReport | None # the scores; None without references
     seconds: float         # wall clock of this call
 _RUN_FILES = ("captions.jsonl", "errors.jsonl", "scores.json", "run.json", "workers.log", ".job.json")
 
@@ -1005,7 +1005,7 @@ def _differ(a, b):
 def _clear(out):
     for f in [*(out / n for n in _RUN_FILES), *out.glob("captions.[0-9]*.jsonl"), *out.glob("errors.[0-9]*.jsonl")]: f.unlink(missing_ok=True)
 
-# %% ../nbs/11_evaluation.ipynb #dd7a69c8
+# %% ../nbs/11_evaluation.ipynb #747f9fc8
 def _do(job, pictures, workers, state, info, progress):
     "Caption what is not captioned yet, alone, with workers, or as the first of processes that somebody else started."
     from tqdm import tqdm
@@ -1026,6 +1026,7 @@ def _do(job, pictures, workers, state, info, progress):
             with contextlib.suppress(OSError): _merge(out, pictures)
             raise
     captions, errors = _merge(out, pictures)
+    if errors and not captions: raise RunStopped(f"no picture could be captioned; the first of {len(errors)} errors: {errors[0]['error']}")
     for name in ("workers.log", ".job.json"): (out / name).unlink(missing_ok=True)
     write_json(out / "run.json", info | {"workers": workers, "done": len(captions), "failed": len(errors), "complete": len(captions) + len(errors) >= len(pictures)})
     return captions, errors

@@ -445,7 +445,7 @@ def test_a_run_leaves_what_it_promises(place, capfd):
     assert lines == result.captions and [l["id"] for l in lines] == list(range(100, 112))
     assert set(lines[0]) == {"id", "file", "caption", "loss", "terms", "seconds", "seed", "versions"} and lines[0]["terms"]["image"] is None
     scores, info = (json.loads((place / "out" / f).read_text()) for f in ("scores.json", "run.json"))
-    assert scores["CIDEr"] == result.scores.scores["CIDEr"] and info["complete"] and info["settings"] == {} and "fuse_nb" in info["versions"]
+    assert scores["CIDEr"] == result.report.scores["CIDEr"] and info["complete"] and info["settings"] == {} and "fuse_nb" in info["versions"]
     expected = E.score_captions({l["id"]: l["caption"] for l in lines}, E.read_references(place / "references.json"), ["CIDEr"], tokenized=True)
     assert scores["CIDEr"] == expected["CIDEr"]
 
@@ -460,7 +460,7 @@ def test_captions_do_not_depend_on_order_or_company(place):
 
 def test_without_references_it_captions_only(place):
     result = run(place, references=None)
-    assert len(result.captions) == 12 and result.scores is None and not (place / "out" / "scores.json").exists()
+    assert len(result.captions) == 12 and result.report is None and not (place / "out" / "scores.json").exists()
     assert result.captions[0]["id"] == 100  # COCO's number in the name
 
 
@@ -478,7 +478,7 @@ def test_started_by_torchrun(place):
     (place / "out").mkdir()
     script = place / "script.py"
     script.write_text(f"from fake_captioner import Maker\nfrom fuse_nb.evaluation import evaluate_folder\n"
-                      f"r = evaluate_folder(Maker(), {str(place / 'photos')!r}, {str(place / 'out')!r}, {str(place / 'references.json')!r}, metrics=['Bleu_1'], tokenized=True, progress=False)\nprint('scored', r.scores is not None)")
+                      f"r = evaluate_folder(Maker(), {str(place / 'photos')!r}, {str(place / 'out')!r}, {str(place / 'references.json')!r}, metrics=['Bleu_1'], tokenized=True, progress=False)\nprint('scored', r.report is not None)")
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(place / "code"), *filter(None, sys.path)]), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -541,7 +541,7 @@ def test_bad_pictures_are_recorded_and_skipped(place):
     (place / "photos" / "COCO_val2014_000000000103.jpg").write_bytes(b"this is no picture")
     result = run(place, settings={"bad": ["000000000105"]})
     assert [(e["id"], e["error"].split(":")[0]) for e in result.errors] == [(103, "ValueError"), (105, "RuntimeError")]
-    assert len(result.captions) == 10 and result.scores.n == 10 and any("103, 105" in n for n in result.scores.notes)
+    assert len(result.captions) == 10 and result.report.n == 10 and any("103, 105" in n for n in result.report.notes)
     Image.new("RGB", (8, 8)).save(place / "photos" / "COCO_val2014_000000000103.jpg")
     again = run(place, settings={"bad": ["000000000105"]})  # tried again
     assert [e["id"] for e in again.errors] == [105] and len(again.captions) == 11
@@ -549,6 +549,7 @@ def test_bad_pictures_are_recorded_and_skipped(place):
 
 def test_a_broken_captioner_stops_the_run(place):
     with pytest.raises(E.RunStopped, match="10 pictures in a row.*cannot see"): run(place, settings={"bad": ["jpg"]})
+    with pytest.raises(E.RunStopped, match="no picture could be captioned.*cannot see"): run(place, "few", settings={"bad": ["jpg"]}, limit=3)
     with pytest.raises(E.RunStopped, match="a worker failed.*no_such"): run(place, "w", captioner="fake_captioner:no_such", workers=2)
     with pytest.raises(ValueError, match="'module:name'"): run(place, "n", captioner="fake_captioner")
     with pytest.raises(ValueError, match="given by name"): run(place, "l", captioner=lambda p, s: None, workers=2)
@@ -577,7 +578,7 @@ def test_bad_folders_and_ids(place):
 def test_some_without_references(place):
     Image.new("RGB", (8, 8)).save(place / "photos" / "extra.png")
     result = run(place)
-    assert len(result.captions) == 13 and result.scores.n == 12 and "extra" in result.scores.notes[0]
+    assert len(result.captions) == 13 and result.report.n == 12 and "extra" in result.report.notes[0]
     assert len(run(place, "karpathy", references=put(place, {"images": [{"cocoid": 101, "filename": "COCO_val2014_000000000101.jpg", "split": "test", "sentences": [{"raw": "a dog"}]}]}, "k.json"), split="test").captions) == 1
 
 
