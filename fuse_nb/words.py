@@ -86,15 +86,17 @@ def _special_ids(tokenizer) -> frozenset[int]: # ids that spell no text
     ids = set(tokenizer.all_special_ids) | {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
     return frozenset(ids - ({tokenizer.unk_token_id} - roles))
 
-# %% ../nbs/02_words.ipynb #f72f35d7
+# %% ../nbs/02_words.ipynb #5390e224
 def _plain_ids(tokenizer, text: str) -> list[int]: return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 def _added(tokenizer, text: str, row: list[int]) -> list[bool]:
-    "Which tokens a slow tokenizer has added: the special ones at either end, beyond those that the text itself spells."
+    "Which tokens a slow tokenizer has added: those beside the text's own, or where the text is truncated, the special ones at either end."
     special, plain = _special_ids(tokenizer), _plain_ids(tokenizer, text)
     def edge(ids): return next((k for k, i in enumerate(ids) if i not in special), len(ids))
-    lead, trail = edge(row) - edge(plain), edge(row[::-1]) - edge(plain[::-1])
-    return [k < lead or k >= len(row) - max(trail, 0) for k in range(len(row))]
+    lead, trail = (max(edge(row[::d]) - edge(plain[::d]), 0) for d in (1, -1))
+    at = next((k for k in (lead, *range(len(row))) if row[k:k + len(plain)] == plain), None)
+    if at is not None: lead, trail = at, len(row) - at - len(plain)
+    return [k < lead or k >= len(row) - trail for k in range(len(row))]
 
 def _prefix_spans(tokenizer, text: str, content: list[int]) -> list[tuple[int, int]]:
     "Spans without offsets: a word ends where the text up to there gives the beginning of the tokens."
@@ -251,7 +253,7 @@ def word_index(tokenizer,                        # a Hugging Face tokenizer, fas
     for b, t in zip(runs.row, runs.text): texts[b] += t
     return WordIndex(texts, np.fromiter(chain.from_iterable(runs.ids), dtype=np.int64), np.cumsum([0] + [len(i) for i in runs.ids]), first, last, counts)
 
-# %% ../nbs/02_words.ipynb #658bc862
+# %% ../nbs/02_words.ipynb #9eec6768
 def split(tokenizer,                        # a Hugging Face tokenizer, fast or slow
           text_or_ids: str | Sequence[int], # a text, or the token ids of one (list, tensor or array)
           add_special_tokens: bool = False, # for a text: as in the tokenizer's own call
@@ -260,12 +262,13 @@ def split(tokenizer,                        # a Hugging Face tokenizer, fast or 
     "The words of a text in one tokenizer's spelling. Raises `TypeError` or `ValueError` for what is neither text nor ids."
     runs = _runs(tokenizer, [text_or_ids], add_special_tokens, options)
     first, last, number, _ = (a.tolist() for a in _piece_index(runs))
-    pieces, ids = [p for t in runs.text for p in whitespace_words(t) or [""]], runs.ids[0]
+    parts, ids = [whitespace_words(t) or [""] for t in runs.text], runs.ids[0]
+    pieces, ends = list(chain(*parts)), iter(np.cumsum([len(p) for p in parts]).tolist())
     content = max((k for k, f in enumerate(first) if f >= 0), default=-1)  # the last token that spells text
     def word(p, q, k, stop): return Word("".join(pieces[p:q]), ids[k:stop], k, stop, number[p], number[q - 1] + 1)
     words, p, k = [], 0, 0
     while k < len(ids):
-        upto = first[k] if first[k] >= 0 else p if k < content else len(pieces)
+        upto = first[k] if first[k] >= 0 else len(pieces) if k > content else next(ends) if k and first[k - 1] >= 0 else p
         words += [word(i, i + 1, k, k) for i in range(p, upto)]  # what no token spells
         p = upto
         if first[k] < 0:
@@ -325,7 +328,7 @@ def _token_slices(words: list[Word], group: list[int]) -> list[slice]:
         known.add(g)
     return out
 
-# %% ../nbs/02_words.ipynb #c702f93a
+# %% ../nbs/02_words.ipynb #e3ee21f9
 class Groups(NamedTuple):
     "The common groups of two spellings of a batch, in order; token positions count from the beginning of each text."
     row: np.ndarray          # (G,) int64, which text
@@ -348,7 +351,8 @@ def _token_ranges(index: WordIndex, group: np.ndarray, base: np.ndarray, row: np
     mine = group[base[of] + index.first[at]]
     lo, hi = (np.searchsorted(mine, np.arange(len(row)), side=side) for side in ("left", "right"))
     nxt, prev = np.minimum(lo, len(at) - 1), np.maximum(hi - 1, 0)
-    start = np.where((lo < len(at)) & (of[nxt] == row), at[nxt], np.where((hi > 0) & (of[prev] == row), at[prev] + 1, index.rows[row]))
+    beside = np.where((hi > 0) & (of[prev] == row), at[prev] + 1, np.where(of[nxt] == row, at[nxt], index.rows[row]))  # where no token is
+    start = np.where(hi > lo, at[nxt], beside)
     return start - index.rows[row], np.where(hi > lo, at[prev] + 1, start) - index.rows[row]
 
 def align_index(source: WordIndex, # one tokenizer's words of a batch
