@@ -813,7 +813,7 @@ def _made(picture, seed, result, seconds, made_with):
     return {"id": picture.id, "file": picture.file, "caption": text, "loss": None if getattr(result, "loss", None) is None else _finite(result.loss), "terms": terms,
             "seconds": round(float(seconds if took is None else took), 4), "seed": seed, **more, "versions": made_with}
 
-# %% ../nbs/11_evaluation.ipynb #bdd1059d
+# %% ../nbs/11_evaluation.ipynb #499323d0
 def _caption(pictures, captioner, seed, captions, errors, bar=None):
     "Caption `pictures` one by one into the two logs."
     from fuse_nb.models import load_image
@@ -826,7 +826,7 @@ def _caption(pictures, captioner, seed, captions, errors, bar=None):
         except RunStopped: raise
         except Exception as e:
             if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT): raise RunStopped(f"the disk is full: {e}; what is done is kept") from e
-            last = traceback.extract_tb(e.__traceback__)[-1]
+            last = [f for f in traceback.extract_tb(e.__traceback__) if "site-packages" not in f.filename][-1]
             errors.append({"id": p.id, "file": p.file, "error": " ".join(f"{type(e).__name__}: {e}".split())[:500], "at": f"{Path(last.filename).name}:{last.lineno}", "seed": s})
             failed += good
             if failed >= 10: raise RunStopped(f"the captioner failed on 10 pictures in a row, the last time with {type(e).__name__}: {e}") from e

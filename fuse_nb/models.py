@@ -569,7 +569,7 @@ def _to_rgb(image):
     try: return image.convert("RGB")
     except ValueError: raise ValueError(f"a picture of the mode {image.mode!r} cannot be turned into RGB") from None
 
-# %% ../nbs/04_models.ipynb #2df15000
+# %% ../nbs/04_models.ipynb #d04e952c
 class ImageTextModel(TextEncoder):
     "A target model with pictures and texts in one space. `from_pretrained` gives a `ConSE`, a `CLIP` or a `SigLIP`."
     processor = None  # pictures -> the model's pixels
@@ -628,7 +628,11 @@ class SigLIP(ImageTextModel):
         tower, full = self.model.text_model, self.model.config.text_config.max_position_embeddings
         pad = self.embed([self.tokenizer.pad_token_id or 0]).to(embeds.dtype)
         if mask is not None: embeds = torch.where(mask.bool()[..., None], embeds, pad)
-        embeds = torch.cat([embeds, pad.expand(len(embeds), full - embeds.shape[1], -1)], 1)
+        n, embeds = embeds.shape[1], torch.cat([embeds, pad.expand(len(embeds), full - embeds.shape[1], -1)], 1)
+        if self.tokenizer.padding_side == "left":  # SigLIP 2's may be: turn each row round until its text is at the end
+            lengths = torch.full((len(embeds), 1), n, device=embeds.device) if mask is None else mask.long().sum(1, keepdim=True)
+            at = (torch.arange(full, device=embeds.device) + lengths) % full
+            embeds = embeds.gather(1, at[..., None].expand_as(embeds))
         hidden = tower.encoder(inputs_embeds=tower.embeddings(inputs_embeds=embeds), attention_mask=None).last_hidden_state
         return tower.head(tower.final_layer_norm(hidden[:, -1]))
 

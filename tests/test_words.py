@@ -24,6 +24,7 @@ EXAMPLES = int(os.environ.get("FUSE_NB_EXAMPLES", 60))
 SHARED = Path(__file__).resolve().parents[2]/"shared"/"tokenizers"
 NAMES = ("gpt2", "clip", "llama", "pegasus", "minilm", "smollm2", "gemma-like", "old-llama-like", "byt5")
 FAST = NAMES[:-1]
+pytestmark = pytest.mark.filterwarnings("ignore:This sequence already has")  # ByT5 about texts that end in </s>
 many = settings(max_examples=EXAMPLES, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 
 
