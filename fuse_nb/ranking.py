@@ -211,51 +211,66 @@ class Words(Ranker):
         if alone is None: raise ValueError(f"the ranker 'words' needs a loss that follows from the target's output; {term.name!r} does not: use 'vocabulary'")
         return alone
 
-# %% ../nbs/08_ranking.ipynb #13d2d071
-def ridge_fit(features: Tensor, # (V, p), their prior scales multiplied in
-              tokens: Tensor,   # (n,) tokens whose loss is known
-              losses: Tensor,   # (n,) their losses
-              noise: float,     # variance of what the features cannot say, in units of the losses' variance
-              ) -> Tensor:      # (V,) predicted losses
-    "Ridge regression in kernel form: the n known losses decide the weights of p features."
+# %% ../nbs/08_ranking.ipynb #66c81057
+def ridge_fit(features: Tensor,       # (V, p), their prior scales multiplied in
+              tokens: Tensor,         # (n,) tokens whose loss is known
+              losses: Tensor,         # (n,) their losses
+              noise: float,           # variance of what the features cannot say, in units of the losses' variance
+              table: Tensor | None = None, # (V, d) more features, of prior variance `kernel`; left where they are, for there are many
+              kernel: float = 1.0) -> Tensor: # (V,) predicted losses
+    "Ridge regression in kernel form: the n known losses decide the weights of all features."
     X = features[tokens]
     spread = losses.std().clamp(min=1e-9) if len(losses) > 1 else losses.new_ones(())
-    alpha = torch.linalg.solve(X @ X.T + noise*torch.eye(len(X)), (losses - losses.mean())/spread)
-    return losses.mean() + spread*(features @ (X.T @ alpha))
+    K = X @ X.T
+    if table is not None: K = K + kernel*table[tokens] @ table[tokens].T
+    alpha = torch.linalg.solve(K + noise*torch.eye(len(X)), (losses - losses.mean())/spread)
+    fit = features @ (X.T @ alpha)
+    if table is not None: fit = fit + table @ (kernel*table[tokens].T @ alpha)
+    return losses.mean() + spread*fit
 
 def _standard(x: Tensor, over: Tensor) -> Tensor: return (x - x[over].mean())/x[over].std().clamp(min=1e-9)
 
-# %% ../nbs/08_ranking.ipynb #3b05b0da
+# %% ../nbs/08_ranking.ipynb #179e4776
 class Combined(Ranker):
-    "Words, tangents through the spelling table, and exact values, weighed by ridge regression: the default."
+    "Words, tangents (through the spelling table and the adapter), and exact values, weighed by ridge regression: the default."
     gradient = True
-    def __init__(self, n: int = 32,        # expansion words: short passes of the target
+    def __init__(self, n: int = 16,        # expansion words: short passes of the target
                  kernel: float = 1.0,      # prior variance of what the word table explains beyond the features
                  noise: float = 0.2):      # prior variance of what nothing explains
         if n < 2: raise ValueError(f"n must be at least 2, got {n}")
-        self.n, self.kernel, self.noise = n, kernel, noise
+        self.n, self.kernel, self.noise, self._tables = n, kernel, noise, {}
+
+    def _directions(self, term, state) -> tuple[Tensor, Tensor]: # (V,) does the token begin a word; (V, d_out) centred unit rows of the word table
+        key = state.source.name, term.model.name
+        if key not in self._tables:
+            begins = torch.tensor([s[:1].isspace() for s in token_strings(state.source)])
+            table = word_table(state.source, term.model)
+            mean = torch.stack([table[state.allowed & (begins == b)].mean(0) if (state.allowed & (begins == b)).any() else table.mean(0) for b in (False, True)])
+            self._tables[key] = begins.float(), F.normalize(table - mean[begins.long()], dim=1)
+        return self._tables[key]
 
     def predict(self, term, state):
-        tokens, ok = state.expansions(self.n), state.allowed
-        begins = torch.tensor([s[:1].isspace() for s in token_strings(state.source)]).float()
-        columns = [_standard(begins, ok) if begins[ok].std() > 0 else begins*0, 2*torch.ones(len(begins))]
+        tokens, ok, columns, table = state.expansions(self.n), state.allowed, [], None
+        alone = words_alone(term, state)
+        if alone is None: begins = torch.tensor([s[:1].isspace() for s in token_strings(state.source)]).float()
+        else:
+            begins, table = self._directions(term, state)
+            z = _standard(alone, ok)
+            columns += [z*begins, 0.5*z*(1 - begins)]
         if self.gradient:
             t = tangents(term, state, tokens)
             losses, tangent = t.losses, _standard(spelling_table(state.source, term.model) @ t.target.mean(0), ok)
             columns += [tangent*begins, tangent*(1 - begins)]
             if t.source is not None: columns.append(_standard((state.source.embedding_table @ t.source.mean(0).to(state.source.embedding_table)).float().cpu(), ok))
         else: losses = term.exact(state.texts(tokens))
-        alone = words_alone(term, state)
-        if alone is not None:
-            z, table = _standard(alone, ok), word_table(state.source, term.model)
-            columns += [z*begins, 0.5*z*(1 - begins), *(self.kernel**0.5 * F.normalize(table - table[ok].mean(0), dim=1)).T]
-        return ridge_fit(torch.stack(columns, 1), tokens, losses, self.noise)
+        columns += [begins, 2*torch.ones(len(begins))]
+        return ridge_fit(torch.stack(columns, 1), tokens, losses, self.noise, table, self.kernel)
 
 class Surrogate(Combined):
     "The combination without gradients: words and exact values only."
     gradient = False
 
-# %% ../nbs/08_ranking.ipynb #9da3f865
+# %% ../nbs/08_ranking.ipynb #ab0f765e
 class AsPublished(Ranker):
     "The order of the published code: raw gradient at one dummy token, read at the first word, minus raw logits."
     def __init__(self, dummy: str = "!"): self.dummy = dummy # the token that is appended to be replaced
@@ -275,7 +290,7 @@ class AsPublished(Ranker):
         raw = sum((t.weight*self.predict(t, state) for t in objective.terms if not isinstance(t.loss, Fluency) and foreseeable(t)), torch.zeros(len(state.logprobs)))
         return raw - state.logprobs  # raw logits and log-probabilities differ by a constant
 
-# %% ../nbs/08_ranking.ipynb #58381b1b
+# %% ../nbs/08_ranking.ipynb #5c064ab6
 RANKERS = {"random": Random, "lm": LM, "as-published": AsPublished, "fuse": Fuse, "vocabulary": Vocabulary, "words": Words, "surrogate": Surrogate, "combined": Combined}
 
 def get_ranker(ranker: str | Ranker # a name of `RANKERS`, or an object with rank(objective, state)
