@@ -18,7 +18,7 @@ from .gradient import bridge
 __all__ = ['Fluency', 'TargetText', 'last_logits', 'NextTokens', 'ZeroShotLabel', 'Penalty', 'repetition', 'non_ascii', 'length',
            'banned', 'Term', 'Values', 'Objective', 'gradient']
 
-# %% ../nbs/07_objective.ipynb #b5b0a5b8
+# %% ../nbs/07_objective.ipynb #2b21f09c
 @dataclass
 class Fluency:
     "Mean negative log-likelihood of the source tokens after the first `start`, in nats a token."
@@ -38,7 +38,7 @@ class Fluency:
                      ) -> Tensor:          # (b,)
         "The same for embeddings, tokens' or not, differentiable. Raises `ValueError` for a model whose output and input embeddings differ."
         out, table = self.lm.model.get_output_embeddings(), self.lm.embedding_table
-        if out.weight.shape != table.shape or out.weight.data_ptr() != self.lm._embedding.weight.data_ptr():
+        if out.weight.shape != table.shape or out.weight.data_ptr() != self.lm.model.get_input_embeddings().weight.data_ptr():
             raise ValueError(f"{self.lm.name} does not tie its output to its input embeddings: a vector has no log-probability there")
         start = max(start, 1)
         logits = self.lm.logits(embeds)[:, start - 1:-1].float()

@@ -122,7 +122,7 @@ def spelling_table(source: CausalLM, target) -> Tensor: # (V, d_target) float32 
         known[source.name] = table / lengths.clamp(min=1)[:, None]
     return known[source.name]
 
-# %% ../nbs/08_ranking.ipynb #819e02d7
+# %% ../nbs/08_ranking.ipynb #388df84b
 def word_table(source: CausalLM,             # whose tokens
                target,                       # whose outputs
                frame: str = "An image of a", # text before each token that begins a word
@@ -136,11 +136,12 @@ def word_table(source: CausalLM,             # whose tokens
     place = {s: k for k, s in enumerate(dict.fromkeys(spelled))}
     def make():
         from tqdm import tqdm
+        read = target.encode if hasattr(target, "encode") else lambda t: target._run(target.logits, t, batch_size)
         first = {}
         for t, s in zip(texts, spelled): first.setdefault(s, t)
         todo, out = sorted(first.values(), key=len), {}
         for i in tqdm(range(0, len(todo), batch_size), desc=f"word table of {target.name}", unit="batch", leave=False, disable=None):
-            out.update(zip(todo[i:i + batch_size], target._run(todo[i:i + batch_size], batch_size).half().cpu()))
+            out.update(zip(todo[i:i + batch_size], read(todo[i:i + batch_size]).half().cpu()))
         return torch.stack([out[first[s]] for s in place])
     key = hashlib.sha256("\0".join([source.name, target.name, *texts, str(spelled[::97])]).encode()).hexdigest()[:12]
     from safetensors.torch import load_file, save_file
