@@ -127,10 +127,10 @@ class NextTokens(_ReadsEmbeddings):
         log_q = last_logits(self.model, embeds, mask).log_softmax(-1)
         return (self.log_p.exp() * (self.log_p - log_q)).sum(-1)
 
-# %% ../nbs/07_objective.ipynb #e22720a3
+# %% ../nbs/07_objective.ipynb #533a930f
 class ZeroShotLabel(_ReadsEmbeddings):
     "A label told by a causal model between two words, against a neutral baseline; in nats."
-    prefix, suffix = "Review: ", " Sentiment (positive or negative):"
+    prefix, suffix = "Review: ", "\nSentiment (positive or negative):"
     def __init__(self, lm: CausalLM,               # any causal model
                  label: str,                       # one of `words`
                  words: tuple[str, str] = ("positive", "negative"), # the two labels

@@ -1,0 +1,79 @@
+"The project's own rules: notebooks run, the package is their export, they are clean and small, floors are kept."
+import ast, json, os, re, shutil, subprocess, sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT/"nbs").glob("*.ipynb"))
+BIN = Path(sys.executable).parent
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebook_runs_top_to_bottom(path):
+    nb = nbformat.read(path, as_version=4)
+    NotebookClient(nb, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}).execute()
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    "The working tree in another folder, exported and cleaned there: the tree under test stays as it is."
+    to = tmp_path_factory.mktemp("copy")/"fuse_nb"
+    shutil.copytree(ROOT, to, ignore=shutil.ignore_patterns(".venv", ".git", "out", "*.egg-info", "__pycache__", ".pytest_cache", ".hypothesis"))
+    run = lambda *a: subprocess.run([BIN/a[0], *a[1:]], cwd=to, check=True, capture_output=True, text=True)
+    run("nbdev_export")
+    run("nbdev_clean", "--fname", "nbs")
+    return to
+
+
+def test_package_is_the_export_of_the_notebooks(copy):
+    ours, theirs = ({p.name: p.read_text() for p in (d/"fuse_nb").glob("*.py")} for d in (ROOT, copy))
+    assert sorted(ours) == sorted(theirs)
+    assert [n for n in ours if ours[n] != theirs[n]] == []
+
+
+def test_notebooks_are_clean(copy):
+    assert [p.name for p in NOTEBOOKS if p.read_text() != (copy/"nbs"/p.name).read_text()] == []
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebook_is_small_and_free_of_machine_paths(path):
+    assert path.stat().st_size < 300_000
+    outputs = json.dumps([c.get("outputs", []) for c in json.loads(path.read_text())["cells"]])
+    assert re.findall(r"/(?:work|root|home|Users)/\w+|site-packages", outputs) == []
+
+
+@pytest.mark.parametrize("path", [p for p in NOTEBOOKS if p.stem[0].isdigit()], ids=lambda p: p.stem)
+def test_notebook_is_committed_with_its_outputs(path):
+    code = [c for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
+    assert all(c["execution_count"] is None for c in code) and any(c["outputs"] for c in code)
+
+
+def test_modules_import_only_from_lower_floors():
+    floor = {p.stem.split("_", 1)[1]: int(p.stem[:2]) for p in NOTEBOOKS if p.stem[0].isdigit()}
+    wrong = []
+    for name, n in floor.items():
+        tree = ast.parse((ROOT/"fuse_nb"/f"{name}.py").read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fuse_nb."):
+                other = node.module.split(".")[1]
+                if other != "data" and floor[other] >= n: wrong.append((name, other))
+    assert wrong == []
+
+
+def test_readme_is_written_from_the_index(tmp_path):
+    out = tmp_path/"README.md"
+    subprocess.run([sys.executable, ROOT/"tests"/"readme.py", out], check=True)
+    assert out.read_text() == (ROOT/"README.md").read_text()
+
+
+def test_import_and_help_load_nothing_heavy():
+    code = "import sys, fuse_nb, fuse_nb.cli; print([m for m in ('torch', 'transformers', 'matplotlib', 'nbdev', 'fastcore') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_public_names_resolve():
+    import fuse_nb
+    assert all(getattr(fuse_nb, name) is not None for name in fuse_nb.__all__)
