@@ -1,0 +1,57 @@
+"Measure speed and memory, as JSON: `python tests/bench.py --device cpu --out out/bench.json`. Figures that have a target carry it."
+import argparse, json, os, platform, subprocess, sys, time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+import bench_algebra
+
+
+def timed(f, n=5):
+    f()
+    start = time.perf_counter()
+    for _ in range(n): f()
+    return (time.perf_counter() - start)/n
+
+
+def search(device):
+    "The bridge's backward pass and an AutoDAN step, as ratios of the target's own passes; a complete fit."
+    from fuse_nb.adapter import FuseAdapter
+    from fuse_nb.gradient import pull, route
+    from fuse_nb.models import CausalLM, TextEncoder
+    lm, encoder = CausalLM.from_pretrained("smollm2-135m", device=device), TextEncoder.from_pretrained("minilm", device=device)
+    start = time.perf_counter()
+    adapter = FuseAdapter.fit(lm, encoder)
+    fit = time.perf_counter() - start
+    texts = [f"An image number {i} of two small dogs that run through a wide green park near the lake" for i in range(64)]
+    path = route(adapter, lm.tokenize(texts))
+    ids, mask = encoder.pad(path.target_ids)
+    goal = encoder.text("a dog in a park")
+    leaf = encoder.embed(ids).detach().requires_grad_()
+    loss = goal.losses(leaf, mask).sum()
+    backward = timed(lambda: torch.autograd.grad(loss, leaf, retain_graph=True))
+    grad, = torch.autograd.grad(loss, leaf)
+    pulled = timed(lambda: pull(adapter, path, grad))
+    return {"fit of 40,000 words, l = 1..4 (s)": dict(value=fit, target=15), "bridge backward over the target's own, 64 texts": dict(value=pulled/backward, target=0.10)}
+
+
+def caption(device):
+    "Process start to caption, warm cache; the median of three."
+    import skimage.data
+    photo, seconds = Path(skimage.data.__file__).parent/"chelsea.png", []
+    for _ in range(4):
+        start = time.perf_counter()
+        out = subprocess.run([Path(sys.executable).parent/"fuse-nb", "caption", photo, "--device", device], capture_output=True, text=True, check=True)
+        seconds.append(time.perf_counter() - start)
+    return {"caption, process start to caption (s)": dict(value=sorted(seconds[1:])[1], target=20, caption=out.stdout.strip())}
+
+
+if __name__ == "__main__":
+    p = argparse.ArgumentParser()
+    p.add_argument("--device", default="cpu"); p.add_argument("--out", default="out/bench.json")
+    a = p.parse_args()
+    found = dict(machine=f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {a.device}", date=time.strftime("%Y-%m-%d"), algebra=bench_algebra.run(a.device), search=search(a.device), caption=caption(a.device))
+    Path(a.out).parent.mkdir(parents=True, exist_ok=True)
+    Path(a.out).write_text(json.dumps(found, indent=1))
+    print(json.dumps({k: v for k, v in found.items() if k != "algebra"}, indent=1))

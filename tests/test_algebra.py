@@ -1,0 +1,114 @@
+"Laws of the t-product, of the pseudoinverse, of the streamed sums, and of the adapter's maps."
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from torch.testing import assert_close
+
+from fuse_nb.pseudoinverse import GramAccumulator, tlstsq, tpinv
+from fuse_nb.tproduct import bcirc, fold, teye, tinv, tnorm, tprod, ttranspose, unfold
+
+small = st.integers(1, 5)
+tubes = st.integers(1, 16)
+dtypes = st.sampled_from([torch.float32, torch.float64, torch.complex64, torch.complex128])
+seeds = st.integers(0, 2**31)
+quick = settings(max_examples=60, deadline=None)
+
+
+def rand(*shape, dtype=torch.float64, seed=0): return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+def close(a, b, scale=1.0):
+    eps = torch.finfo(a.dtype).eps
+    assert_close(a, b, rtol=1e3*eps, atol=1e3*eps*max(1.0, scale))
+
+
+@quick
+@given(small, small, small, tubes, dtypes, seeds)
+def test_fft_equals_the_definition(m, p, q, l, dtype, seed):
+    A, B = rand(m, p, l, dtype=dtype, seed=seed), rand(p, q, l, dtype=dtype, seed=seed + 1)
+    close(tprod(A, B), fold(bcirc(A) @ unfold(B), l), l*p)
+
+
+@quick
+@given(small, small, small, small, tubes, dtypes, seeds)
+def test_laws(m, p, q, r, l, dtype, seed):
+    A, B, C = (rand(*s, l, dtype=dtype, seed=seed + k) for k, s in enumerate(((m, p), (p, q), (q, r))))
+    close(tprod(tprod(A, B), C), tprod(A, tprod(B, C)), l*l*p*q)
+    close(ttranspose(tprod(A, B)), tprod(ttranspose(B), ttranspose(A)), l*p)
+    close(tprod(teye(m, l, dtype=dtype), A), A, 4)
+    close(ttranspose(ttranspose(A)), A)
+    D = rand(p, q, l, dtype=dtype, seed=seed + 9)
+    close(tprod(A, B + D), tprod(A, B) + tprod(A, D), l*p)
+
+
+@quick
+@given(small, small, tubes, seeds)
+def test_transpose_is_the_adjoint_by_autograd(m, p, l, seed):
+    x, T, g = rand(1, m, l, seed=seed).requires_grad_(), rand(m, p, l, seed=seed + 1), rand(1, p, l, seed=seed + 2)
+    tprod(x, T).backward(g)
+    close(x.grad, tprod(g, ttranspose(T)), l*p)
+
+
+def test_gradcheck_and_shapes():
+    A, B = rand(2, 3, 4, seed=1).requires_grad_(), rand(3, 2, 4, seed=2).requires_grad_()
+    assert torch.autograd.gradcheck(tprod, (A, B))
+    assert tprod(torch.zeros(0, 3, 4), torch.zeros(3, 2, 4)).shape == (0, 2, 4)
+    many = rand(7, 2, 3, 5)
+    close(tprod(many, rand(3, 2, 5))[4], tprod(many[4], rand(3, 2, 5)), 15)
+    with pytest.raises(ValueError): tprod(torch.zeros(2, 3, 4), torch.zeros(4, 2, 4))
+    with pytest.raises(ValueError): tprod(torch.zeros(2, 3, 4), torch.zeros(3, 2, 5))
+
+
+@quick
+@given(small, small, tubes, st.integers(0, 4), st.sampled_from([torch.float64, torch.complex128]), seeds)
+def test_penrose(m, p, l, rank, dtype, seed):
+    A = tprod(rand(m, rank, l, dtype=dtype, seed=seed), rand(rank, p, l, dtype=dtype, seed=seed + 1)) if rank else torch.zeros(m, p, l, dtype=dtype)
+    P = tpinv(A, rcond=1e-10)
+    near = lambda a, b: assert_close(a, b, rtol=1e-5, atol=1e-5*max(1.0, b.abs().max().item()))
+    near(tprod(tprod(A, P), A), A); near(tprod(tprod(P, A), P), P)
+    near(ttranspose(tprod(A, P)), tprod(A, P)); near(ttranspose(tprod(P, A)), tprod(P, A))
+    near(bcirc(P), torch.linalg.pinv(bcirc(A), rcond=1e-10))
+
+
+def test_inverse_and_norm():
+    A = rand(4, 4, 6) + 5*teye(4, 6, dtype=torch.float64)
+    close(tprod(A, tinv(A)), teye(4, 6, dtype=torch.float64), 10)
+    close(tnorm(A), A.norm())
+
+
+def test_streamed_sums_equal_the_batch_and_merge():
+    A, B = rand(200, 7, 3), rand(200, 5, 3, seed=1)
+    whole, a, b = (GramAccumulator(7, 5, 3) for _ in range(3))
+    whole.update(A, B)
+    for i in range(0, 90, 30): a.update(A[i:i + 30], B[i:i + 30])
+    b.update(A[90:], B[90:])
+    merged = a.merge(b)
+    merged = a if merged is None else merged
+    assert_close(merged.solve(0.0), tlstsq(A, B), rtol=1e-6, atol=1e-8)
+    assert_close(merged.solve(0.3), whole.solve(0.3), rtol=1e-8, atol=1e-10)
+    err = (B - tprod(A, whole.solve(0.0))).square().sum()/B.square().sum()
+    assert whole.r2(whole.solve(0.0)) <= 1 and err < 1
+
+
+def test_an_exact_world_is_recovered():
+    X, T = rand(300, 12, 4), rand(12, 6, 4, seed=3)
+    acc = GramAccumulator(12, 6, 4)
+    acc.update(X, tprod(X, T))
+    assert_close(acc.solve(0.0).double(), T, rtol=1e-4, atol=1e-4)
+
+
+def test_adapter_pullback_is_the_adjoint_of_push(tmp_path):
+    from test_caption import _tiny
+    from fuse_nb.adapter import FuseAdapter
+    lm, encoder = _tiny(tmp_path)
+    words = [a + b for a in "abcdefghij" for b in "klmnopqrst"] + [a + b + c for a in "abcde" for b in "klmno" for c in "fghij"]
+    adapter = FuseAdapter.fit(lm, encoder, words=words)
+    assert adapter.tensors
+    for l, T in adapter.tensors.items():
+        x, g = torch.randn(5, l, T.shape[0], requires_grad=True), torch.randn(5, l, T.shape[1])
+        adapter.push(x).backward(g)
+        assert_close(adapter.pullback(g), x.grad, rtol=1e-5, atol=1e-5)
+        naive = tprod(g.transpose(1, 2)[:, None], ttranspose(T.float()))[:, 0].transpose(1, 2)
+        assert_close(adapter.pullback(g), naive, rtol=1e-5, atol=1e-5)
+    again = FuseAdapter.from_pretrained(adapter.save_pretrained(tmp_path/"adapter"))
+    assert all(torch.equal(again.tensors[l], T) for l, T in adapter.tensors.items())
+    with pytest.raises(ValueError, match="does not fit"): again.check(encoder, encoder)
