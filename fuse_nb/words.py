@@ -285,7 +285,7 @@ def merge(words: Iterable[Word], # words of one tokenizer
     "The exact inverse of `split`."
     return [i for w in words for i in w.ids]
 
-# %% ../nbs/02_words.ipynb #d25f70f5
+# %% ../nbs/02_words.ipynb #749d1e27
 def split_embeds(embeds: torch.Tensor,    # (..., n, d), one vector for each token
                  words: Sequence[Word],   # the words of the same n tokens
                  ) -> list[torch.Tensor]: # a block (..., n_i, d) for each word, views of `embeds`
@@ -302,7 +302,7 @@ def merge_embeds(blocks: Sequence[torch.Tensor],   # (..., n_i, d) for each word
     if len(blocks): return torch.cat(list(blocks), dim=-2)
     return torch.empty(0, 0) if like is None else like[..., :0, :]
 
-# %% ../nbs/02_words.ipynb #d6e503c2
+# %% ../nbs/02_words.ipynb #c73427c9
 def align(source_words: Sequence[Word],   # one tokenizer's words of a text
           target_words: Sequence[Word],   # another tokenizer's words of the same text
           ) -> list[tuple[slice, slice]]: # token ranges in source and target that spell the same whitespace words
@@ -328,7 +328,7 @@ def _token_slices(words: list[Word], group: list[int]) -> list[slice]:
         known.add(g)
     return out
 
-# %% ../nbs/02_words.ipynb #e3ee21f9
+# %% ../nbs/02_words.ipynb #21a03cda
 class Groups(NamedTuple):
     "The common groups of two spellings of a batch, in order; token positions count from the beginning of each text."
     row: np.ndarray          # (G,) int64, which text
@@ -371,7 +371,7 @@ def align_index(source: WordIndex, # one tokenizer's words of a batch
     group, row = np.cumsum(~joined) - 1, np.repeat(np.arange(len(source)), counts)[~joined]
     return Groups(row, *_token_ranges(source, group, base, row), *_token_ranges(target, group, base, row))
 
-# %% ../nbs/02_words.ipynb #4a169d77
+# %% ../nbs/02_words.ipynb #509fb9fb
 _LETTERS = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
 
 def word_list(n: int = 40_000,   # how many words; fewer come back where the language has fewer
@@ -388,7 +388,7 @@ def word_list(n: int = 40_000,   # how many words; fewer come back where the lan
         if len(words) == n: break
     return words, np.array([wordfreq.word_frequency(w, lang) for w in words])
 
-# %% ../nbs/02_words.ipynb #e17af231
+# %% ../nbs/02_words.ipynb #5880826f
 def word_ids(tokenizer,                  # a Hugging Face tokenizer
              words: Sequence[str],       # n words
              leading_space: bool = True, # spelled as inside a sentence (after a space), or as at the beginning of a text
@@ -400,7 +400,7 @@ def word_ids(tokenizer,                  # a Hugging Face tokenizer
     lead = tokenizer("a", add_special_tokens=False, verbose=False)["input_ids"]
     return [i[len(lead):] if i[:len(lead)] == lead else [x for w in split(tokenizer, t) if w.first for x in w.ids] for t, i in zip(words, ids)]
 
-# %% ../nbs/02_words.ipynb #49b76e4a
+# %% ../nbs/02_words.ipynb #daf37b73
 class Coverage(NamedTuple):
     "Shares of a word list by token count; one entry for each count 1, 2 ... `max_tokens`."
     tokens: np.ndarray          # int64, number of tokens
