@@ -73,7 +73,7 @@ def route(adapter,                           # a fitted `FuseAdapter` that knows
     groups = align_index(_shift(source, target, prefix), target)
     return Route(ids, n, _class_positions(adapter, groups, n, m), groups)
 
-# %% ../nbs/06_gradient.ipynb #4a3cb5d7
+# %% ../nbs/06_gradient.ipynb #669b344e
 def pull(adapter,             # a fitted `FuseAdapter`
          route: Route,        # of the same batch
          target_grad: Tensor, # (B, m, d_target) gradient at the target's input embeddings
@@ -88,7 +88,7 @@ def pull(adapter,             # a fitted `FuseAdapter`
         at = torch.from_numpy(np.stack([to, source])).to(rows.device)
         back = adapter.pullback(rows[at[1]]).to(rows.dtype)                          # (N, l, d_source)
         if out is None: out = rows.new_zeros(B * route.source_width + 1, back.shape[-1])
-        out[at[0].flatten()] = back.flatten(0, 1)                                    # -1 is the row that is thrown away
+        out.index_add_(0, at[0].flatten() % len(out), back.flatten(0, 1))            # -1 is the last row, which is thrown away
     if out is None: out = rows.new_zeros(B * route.source_width + 1, adapter.tensors[min(adapter.tensors)].shape[0])
     return out[:-1].view(B, route.source_width, -1)
 
