@@ -27,10 +27,11 @@ STYLE = {
     "lines.linewidth": 1.8, "lines.markersize": 5, "legend.frameon": False, "legend.fontsize": 9, "image.cmap": "viridis",
 }
 
-# %% ../nbs/00_figures.ipynb #899d0a6d
+# %% ../nbs/00_figures.ipynb #322048d2
 @contextmanager
 def style():
     "Draw in the house style inside this `with` block; the reader's own settings come back after it."
+    mpl.get_backend()  # a notebook's backend sets itself up when first asked for; inside the context its settings would be undone
     with mpl.rc_context(STYLE): yield
 
 # %% ../nbs/00_figures.ipynb #ddf9d396

@@ -5,35 +5,40 @@
 # %% auto #0
 __all__ = ['tpinv', 'tlstsq', 'ConditionWarning', 'GramAccumulator']
 
-# %% ../nbs/03_pseudoinverse.ipynb #a6817e28
+# %% ../nbs/03_pseudoinverse.ipynb #a048c6b3
 import json, math, os, warnings
 from pathlib import Path
 import torch
 from torch import Tensor
 from safetensors import safe_open, SafetensorError
 from safetensors.torch import save_file
-from .tproduct import _check, _check_pair, dft_rows, frequencies, from_frequencies, real_spectrum, teye, tprod, ttranspose
+from .tproduct import _check, _check_pair, frequencies, from_real_spectrum, from_spectrum, real_spectrum, teye, tprod, to_spectrum, ttranspose
 
-# %% ../nbs/03_pseudoinverse.ipynb #344ff6a6
-def _parts(A: Tensor) -> list[Tensor]: # each (1, ..., m, p) or (2, ..., m, p)
-    "The spectrum of `A`, a stack of real and imaginary part for each frequency."
-    if A.is_complex(): return [torch.stack([f.real, f.imag]) for f in frequencies(A)]
-    P = real_spectrum(A)
-    return [P[re:(re if im is None else im) + 1] for re, im in dft_rows(A.shape[-1])]
+# %% ../nbs/03_pseudoinverse.ipynb #266c2f19
+def _rows(l: int) -> list[slice]:
+    "Where the real spectrum keeps real frequencies and, for l > 2, real and imaginary parts of the others."
+    c = (l - 1)//2
+    return [slice(0, 1) if l % 2 else slice(0, l, l - 1)] + ([slice(1, 2*c + 1, 2), slice(2, 2*c + 1, 2)] if c else [])
 
-def _matrix(parts) -> Tensor:
-    "The matrix whose parts these are."
-    return parts[0] if len(parts) == 1 else torch.complex(parts[0], parts[1])
+def _spectrum(A: Tensor) -> Tensor:   # (l, ..., m, p), real for real A
+    return to_spectrum(A).movedim(-3, 0) if A.is_complex() else real_spectrum(A)
 
-def _adjoint(parts: Tensor) -> Tensor:
-    "The parts of the conjugate transpose."
-    return parts.mT if len(parts) == 1 else torch.stack([parts[0].mT, -parts[1].mT])
+def _parts(S: Tensor) -> list[Tensor]:
+    "The groups of a spectrum: one or three batches of matrices."
+    return [S] if S.is_complex() else [S[r] for r in _rows(len(S))]
 
-def _stacked(parts: Tensor) -> Tensor:
-    "(..., 2 m, p): the real part on top of the imaginary part."
-    return parts.movedim(0, -3).flatten(-3, -2)
+def _joined(parts: list[Tensor]) -> list[Tensor]:
+    "One batch of real matrices and one of complex ones; empty batches are left out."
+    return parts if len(parts) == 1 else [parts[0], torch.complex(parts[1], parts[2])]
 
-# %% ../nbs/03_pseudoinverse.ipynb #4738ca27
+def _tubes(joined: list[Tensor], l: int, real: bool) -> Tensor: # (..., m, p, l)
+    "The tensor whose spectrum this is."
+    if not real: return from_spectrum(joined[0].movedim(0, -3), l, real=False)
+    P = joined[0].new_empty(l, *joined[0].shape[1:])
+    for r, part in zip(_rows(l), [joined[0], *([joined[1].real, joined[1].imag] if l > 2 else [])]): P[r] = part
+    return from_real_spectrum(P)
+
+# %% ../nbs/03_pseudoinverse.ipynb #e0298b6e
 def _self_product(S: Tensor) -> Tensor:
     "S^T S, multiplying only the blocks on and above the diagonal."
     p = S.shape[-1]
@@ -43,30 +48,35 @@ def _self_product(S: Tensor) -> Tensor:
     rows = [torch.cat([upper[c][..., (r - c)*b:(r - c + 1)*b].mT for c in range(r)] + [row], -1) for r, row in enumerate(upper)]
     return torch.cat(rows, -2)
 
-def _gram(f: Tensor) -> list[Tensor]:
-    "The parts of the Gram matrix f^H f."
-    G = _self_product(_stacked(f))
-    if len(f) == 1: return [G]
-    P = f[0].mT @ f[1]
-    return [G, P - P.mT]
+def _products(x: Tensor, # (l, ..., m, p), spectrum of A
+              y: Tensor, # (l, ..., m, q), spectrum of B
+              ) -> tuple[list[Tensor], list[Tensor]]:
+    "The groups of the Gram matrices A^H A and of the cross matrices A^H B."
+    X, Y = _parts(x), _parts(y)
+    if x.is_complex(): return [x.mH @ x], [x.mH @ y]
+    grams, crosses = [_self_product(X[0])], [X[0].mT @ Y[0]]
+    if len(X) == 3:
+        (P, Q), (R, S), c = X[1:], Y[1:], len(X[1])
+        PQ, RS = (z[1:2*c + 1].unflatten(0, (c, 2)).movedim(1, -3).flatten(-3, -2) for z in (x, y))   # P on top of Q, R on top of S
+        G = P.mT @ Q
+        grams += [_self_product(PQ), G - G.mT]
+        crosses += [PQ.mT @ RS, P.mT @ S - Q.mT @ R]
+    return grams, crosses
 
-def _cross(f: Tensor, h: Tensor) -> list[Tensor]:
-    "The parts of the cross matrix f^H h."
-    S = _stacked(f).mT
-    return [S @ _stacked(h)] + ([S @ torch.cat([h[1], -h[0]], -2)] if len(f) == 2 else [])
-
-# %% ../nbs/03_pseudoinverse.ipynb #dadee135
-def _certified(grams: list[Tensor], floor: float) -> list[Tensor] | None:
-    "Cholesky factors if every eigenvalue of every Gram matrix exceeds `floor` times the largest of all, else None."
-    top = torch.stack([torch.linalg.matrix_norm(G.detach(), math.inf) for G in grams]).amax(0)
+# %% ../nbs/03_pseudoinverse.ipynb #27e461f6
+def _certified(grams: list[Tensor], # groups (f, ..., p, p)
+               floor: float,
+               ) -> list[Tensor] | None:
+    "Cholesky factors if every eigenvalue of every Gram matrix exceeds `floor` times the largest of all frequencies, else None."
+    top = torch.stack([torch.linalg.vector_norm(G.detach(), dim=(-2, -1)).amax(0) for G in grams]).amax(0)
     for G in grams:
         shifted = G.detach().clone()
         shifted.diagonal(dim1=-2, dim2=-1).sub_(floor * top[..., None])
         if torch.linalg.cholesky_ex(shifted)[1].any(): return None
     return [torch.linalg.cholesky_ex(G)[0] for G in grams]
 
-# %% ../nbs/03_pseudoinverse.ipynb #941932f3
-_FAIR, _SAFE = 1/50, 1e-8   # smallest over largest eigenvalue of Gram matrices that need no correction, that need one
+# %% ../nbs/03_pseudoinverse.ipynb #e4a6b558
+_FAIR, _SAFE = 1/100, 1e-8   # smallest over largest eigenvalue of Gram matrices that need no correction, that need one
 
 def _rungs(A: Tensor, rcond: float) -> list[tuple[torch.dtype, float, bool]]:
     "What to try, in order: dtype to compute in, certificate to ask for, whether to correct the result."
@@ -88,7 +98,7 @@ def _check_finite(name: str, A: Tensor) -> None:
 def _check_number(name: str, x: float) -> None:
     if not (x >= 0 and math.isfinite(x)): raise ValueError(f"{name} must be a finite number >= 0, got {x}")
 
-# %% ../nbs/03_pseudoinverse.ipynb #2df11f37
+# %% ../nbs/03_pseudoinverse.ipynb #5f93deb1
 def tpinv(A: Tensor,                   # (..., m, p, l)
           rcond: float | None = None,  # singular values up to `rcond` times the largest of all frequencies count as zero; None: as torch.linalg.pinv(bcirc(A))
           ) -> Tensor:                 # (..., p, m, l)
@@ -100,18 +110,18 @@ def tpinv(A: Tensor,                   # (..., m, p, l)
     rcond = _default_rcond(A) if rcond is None else rcond
     _check_number("rcond", rcond)
     for dtype, floor, correct in _rungs(A, rcond):
-        parts = _parts(A.to(dtype))
-        F, factors = [_matrix(f) for f in parts], _certified([_matrix(_gram(f)) for f in parts], floor)
+        f = _spectrum(A.to(dtype))
+        F, factors = _joined(_parts(f)), _certified(_joined(_products(f, f[..., :0])[0]), floor)
         if factors:
             X = [torch.cholesky_inverse(L) @ f.mH for f, L in zip(F, factors)]
             if correct: X = [2*x - (x @ f) @ x for x, f in zip(X, F)]
             break
     else:
-        cut = rcond * torch.stack([torch.linalg.svdvals(f).amax(-1) for f in F]).amax(0)
-        X = [torch.linalg.pinv(f, atol=cut, rtol=torch.zeros_like(cut)) for f in F]
-    return from_frequencies(X, l, real=not A.is_complex()).to(A.dtype)
+        cut = rcond * torch.stack([torch.linalg.svdvals(f).amax(-1).amax(0) for f in F]).amax(0)
+        X = [torch.stack([torch.linalg.pinv(f, atol=cut, rtol=torch.zeros_like(cut)) for f in batch]) for batch in F]
+    return _tubes(X, l, real=not A.is_complex()).to(A.dtype)
 
-# %% ../nbs/03_pseudoinverse.ipynb #0271f7ef
+# %% ../nbs/03_pseudoinverse.ipynb #66d0a685
 def tlstsq(A: Tensor,                   # (..., m, p, l)
            B: Tensor,                   # (..., m, q, l), same dtype and device
            ridge: float = 0.0,          # lambda >= 0, in the unit of |A|^2
@@ -128,19 +138,19 @@ def tlstsq(A: Tensor,                   # (..., m, p, l)
     if ridge > 0: A, B, rcond = *_with_ridge(A, B, ridge), 0.0
     tall = A.shape[-3] >= p
     for dtype, floor, correct in _rungs(A, rcond):
-        F, H = _parts(A.to(dtype)), _parts(B.to(dtype))
-        if factors := _certified([_matrix(_gram(f if tall else _adjoint(f))) for f in F], floor):
-            X = [_normal_solve(f, h, L, tall, correct) for f, h, L in zip(F, H, factors)]
-            return from_frequencies(X, l, real=not A.is_complex()).to(A.dtype)
+        f, h = _spectrum(A.to(dtype)), _spectrum(B.to(dtype))
+        F, H = _joined(_parts(f)), _joined(_parts(h))
+        grams, crosses = map(_joined, _products(f, h)) if tall else ([x @ x.mH for x in F], H)
+        if factors := _certified(grams, floor):
+            X = [torch.cholesky_solve(C, L) for C, L in zip(crosses, factors)]
+            if not tall: X = [f.mH @ x for f, x in zip(F, X)]
+            if correct: X = [x + _solved(f, h - f @ x, L, tall) for x, f, h, L in zip(X, F, H, factors)]
+            return _tubes(X, l, real=not A.is_complex()).to(A.dtype)
     return tprod(tpinv(A, rcond), B)
 
-def _normal_solve(f: Tensor, h: Tensor, L: Tensor, tall: bool, correct: bool) -> Tensor:
-    "The least-norm minimizer of |f x - h| from the Cholesky factor of f^H f (tall) or f f^H (wide), corrected by its own residual if asked."
-    if tall and not correct: return torch.cholesky_solve(_matrix(_cross(f, h)), L)
-    f, h = _matrix(f), _matrix(h)
-    def solve(h): return torch.cholesky_solve(f.mH @ h, L) if tall else f.mH @ torch.cholesky_solve(h, L)
-    x = solve(h)
-    return x + solve(h - f @ x) if correct else x
+def _solved(f: Tensor, h: Tensor, L: Tensor, tall: bool) -> Tensor:
+    "The least-norm minimizer of |f x - h|, from the Cholesky factor of f^H f (tall) or f f^H (wide)."
+    return torch.cholesky_solve(f.mH @ h, L) if tall else f.mH @ torch.cholesky_solve(h, L)
 
 def _with_ridge(A: Tensor, B: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
     "A and B with p more rows, which ask for sqrt(ridge) X = 0."
@@ -148,7 +158,7 @@ def _with_ridge(A: Tensor, B: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
     I = math.sqrt(ridge) * teye(p, l, A.dtype, A.device)
     return torch.cat([A, I.expand(*batch, p, p, l)], -3), torch.cat([B, B.new_zeros(*B.shape[:-3], p, *B.shape[-2:])], -3)
 
-# %% ../nbs/03_pseudoinverse.ipynb #bd9cd12a
+# %% ../nbs/03_pseudoinverse.ipynb #ad758069
 def _add_chunk(sums: dict[str, Tensor], # the sums so far, changed in place
                x: Tensor,               # (l, n, d_source), real spectrum
                y: Tensor,               # (l, n, d_target)
@@ -158,15 +168,12 @@ def _add_chunk(sums: dict[str, Tensor], # the sums so far, changed in place
     l, n, _ = x.shape
     if root is not None: x, y = x*root[:, None], y*root[:, None]
     one = x.new_ones(n) if root is None else root
-    for re, im in dft_rows(l):
-        rows = [re] if im is None else [re, im]
-        X, Y = x[re:rows[-1] + 1], y[re:rows[-1] + 1]
-        for r, G, C in zip(rows, _gram(X), _cross(X, Y)): sums["gram"][r] += G; sums["cross"][r] += C
-        sums["yy"] += torch.linalg.vector_norm(Y).to(sums["yy"].dtype)**2 * (1 if im is None else 2)/l   # Parseval
+    for r, G, C in zip(_rows(l), *_products(x, y)): sums["gram"][r] += G; sums["cross"][r] += C
+    sums["yy"] += sum(torch.linalg.vector_norm(p).to(sums["yy"].dtype)**2 * n for p, n in zip(_parts(y), (1, 2, 2))) / l   # Parseval
     sums["x"] += one @ x; sums["y"] += one @ y
     sums["weight"] += (one*one).sum(); sums["words"] += (one > 0).sum()
 
-# %% ../nbs/03_pseudoinverse.ipynb #b84960cf
+# %% ../nbs/03_pseudoinverse.ipynb #c1c693ac
 class _Sums:
     "The sums over words that least squares needs."
     def __init__(self,
@@ -206,7 +213,7 @@ class _Sums:
             _add_chunk(self.sums, real_spectrum(X[i:i+step].to(dtype)), real_spectrum(Y[i:i+step].to(dtype)), root)
         return self
 
-# %% ../nbs/03_pseudoinverse.ipynb #2837e144
+# %% ../nbs/03_pseudoinverse.ipynb #ac3be5fb
 def _check_words(acc: _Sums, X: Tensor, Y: Tensor, weights: Tensor | None):
     "X, Y and the roots of the weights, or an error that names the argument."
     for name, A, d in (("X", X, acc.d_source), ("Y", Y, acc.d_target)):
@@ -222,7 +229,7 @@ def _check_words(acc: _Sums, X: Tensor, Y: Tensor, weights: Tensor | None):
         if not (torch.isfinite(weights) & (weights >= 0)).all(): raise ValueError("weights must be finite and >= 0")
     return X.detach(), Y.detach(), None if weights is None else weights.sqrt()
 
-# %% ../nbs/03_pseudoinverse.ipynb #3f2c143c
+# %% ../nbs/03_pseudoinverse.ipynb #f9987505
 _FORMAT = "fuse_nb.GramAccumulator/1"
 
 class _SharedSums(_Sums):
@@ -275,22 +282,19 @@ class _SharedSums(_Sums):
         acc.eps = float(meta["eps"])
         return acc
 
-# %% ../nbs/03_pseudoinverse.ipynb #5cd74aa5
-def _matrices(acc: _Sums, center: bool) -> tuple[list[Tensor], list[Tensor], list[int]]:
-    "Gram and cross matrix of each frequency, about the means if `center`, and of how many of the l frequencies each is the spokesman."
-    s, grams, crosses = acc.sums, [], []
-    def at(name, re, im): return s[name][re] if im is None else torch.complex(s[name][re], s[name][im])
-    for re, im in dft_rows(acc.l):
-        G, C, x, y = (at(name, re, im) for name in ("gram", "cross", "x", "y"))
-        if center: G, C = G - torch.outer(x.conj(), x)/s["weight"], C - torch.outer(x.conj(), y)/s["weight"]
-        grams.append(G); crosses.append(C)
-    return grams, crosses, [1 if im is None else 2 for _, im in dft_rows(acc.l)]
+# %% ../nbs/03_pseudoinverse.ipynb #ee400f63
+def _matrices(acc: _Sums, center: bool) -> tuple[list[Tensor], list[Tensor]]:
+    "Gram and cross matrix of each frequency, in groups; about the means if `center`."
+    grams, crosses, x, y = (_joined(_parts(acc.sums[k])) for k in ("gram", "cross", "x", "y"))
+    if not center: return grams, crosses
+    def about(M, a, b): return [m - u.conj()[..., :, None] * v[..., None, :] / acc.sums["weight"] for m, u, v in zip(M, a, b)]
+    return about(grams, x, x), about(crosses, x, y)
 
-def _mean_diagonal(grams: list[Tensor], counts: list[int]) -> float:
-    "The mean of the diagonals of all l Gram matrices, which is |X|^2 / d."
-    return sum(n*G.diagonal().real.mean().item() for n, G in zip(counts, grams)) / sum(counts)
+def _mean_diagonal(grams: list[Tensor], l: int) -> float:
+    "The mean of the diagonals of all l Gram matrices, which is |X|^2 / d; a complex frequency stands for its conjugate too."
+    return sum(n*G.diagonal(dim1=-2, dim2=-1).real.sum().item() for n, G in zip((1, 2), grams)) / (l*grams[0].shape[-1])
 
-# %% ../nbs/03_pseudoinverse.ipynb #5faba904
+# %% ../nbs/03_pseudoinverse.ipynb #85550554
 class ConditionWarning(UserWarning):
     "The words leave the adapter partly open, or the sums have too few digits for it."
 
@@ -298,16 +302,16 @@ def _solve(grams: list[Tensor], crosses: list[Tensor], cut: float, eps: float) -
     "Least-norm solution at each frequency, and what is to be said about it. Eigenvalues up to `cut` times the largest count as zero."
     if factors := _certified(grams, max(100*eps, cut)): return [torch.cholesky_solve(C, L) for C, L in zip(crosses, factors)], ""
     pairs = [torch.linalg.eigh(G) for G in grams]
-    top = max(e[-1].item() for e, _ in pairs)
+    top = max(e.max().item() for e, _ in pairs)
     kept = [e > cut*top for e, _ in pairs]
-    X = [(V[:, k] / e[k]) @ (V[:, k].mH @ C) for (e, V), k, C in zip(pairs, kept, crosses)]
-    low = min((e[k][0].item() for (e, _), k in zip(pairs, kept) if k.any()), default=math.inf)
+    X = [V @ (torch.where(k, 1/e.clamp(min=torch.finfo(e.dtype).tiny), 0)[..., None] * (V.mH @ C)) for (e, V), k, C in zip(pairs, kept, crosses)]
+    low = min((e[k].min().item() for (e, _), k in zip(pairs, kept) if k.any()), default=math.inf)
     said, dropped = [], sum(int((~k).sum()) for k in kept)
-    if dropped: said.append(f"{dropped} of {sum(len(k) for k in kept)} directions hold less than {cut:.1e} of the largest eigenvalue and were cut off")
+    if dropped: said.append(f"{dropped} of {sum(k.numel() for k in kept)} directions hold less than {cut:.1e} of the largest eigenvalue and were cut off")
     if top > low/(100*eps): said.append(f"the Gram matrix has condition number {top/low:.1e} and its sums a relative error of {eps:.1e}, so the adapter may be wrong by {min(1, eps*top/low):.0%}")
     return X, "; ".join(said)
 
-# %% ../nbs/03_pseudoinverse.ipynb #04750035
+# %% ../nbs/03_pseudoinverse.ipynb #a842f9c0
 class GramAccumulator(_SharedSums):
     "Least squares over a stream of words: `update` with chunks of them, then `solve` for the adapter of any ridge. Memory does not depend on the number of words."
     def solve(self,
@@ -318,23 +322,22 @@ class GramAccumulator(_SharedSums):
         "The T of least norm that minimizes |X*T - Y|^2 + lambda |T|^2. Raises `ValueError` without words; warns if the words do not determine T well."
         _check_number("ridge", ridge); _check_number("rcond", rcond or 0.0)
         if self.words == 0: raise ValueError("no words yet: call update before solve")
-        grams, crosses, counts = _matrices(self, center)
-        lam = ridge * _mean_diagonal(grams, counts)
+        grams, crosses = _matrices(self, center)
+        lam = ridge * _mean_diagonal(grams, self.l)
         X, said = _solve([G + lam*torch.eye(self.d_source, dtype=G.dtype, device=G.device) for G in grams], crosses, 0.0 if lam > 0 else 16*self.eps if rcond is None else rcond**2, self.eps)
         if self.words < self.d_source: said = "; ".join(filter(None, [f"{self.words} words for {self.d_source} dimensions leave the adapter open; {'the ridge' if lam > 0 else 'least norm'} decides", said]))
         if said: warnings.warn(said + ("" if lam > 0 else "; consider a ridge"), ConditionWarning, stacklevel=2)
-        return from_frequencies(X, self.l)
+        return _tubes(X, self.l, real=True)
 
     def condition(self, ridge: float = 0.0, center: bool = False) -> float:
         "Condition number of the Gram matrices of all frequencies with the ridge added; infinite for a singular one."
-        grams, _, counts = _matrices(self, center)
-        e = torch.stack([torch.linalg.eigvalsh(G) for G in grams]) + ridge*_mean_diagonal(grams, counts)
+        grams, _ = _matrices(self, center)
+        e = torch.cat([torch.linalg.eigvalsh(G) for G in grams]) + ridge*_mean_diagonal(grams, self.l)
         return (e.max()/e.min()).item() if e.min() > 0 else math.inf
 
     def means(self) -> tuple[Tensor, Tensor]: # (1, d_source, l) and (1, d_target, l)
         "The (weighted) mean word on both sides."
-        def at(name): return from_frequencies([self.sums[name][None, re] if im is None else torch.complex(self.sums[name][None, re], self.sums[name][None, im]) for re, im in dft_rows(self.l)], self.l)
-        return at("x")/self.sums["weight"], at("y")/self.sums["weight"]
+        return tuple(from_real_spectrum(self.sums[k][:, None])/self.sums["weight"] for k in "xy")
 
     def bias(self, T: Tensor) -> Tensor: # (d_target, l)
         "What to add to X*T so that its mean is that of Y."
@@ -348,8 +351,7 @@ class GramAccumulator(_SharedSums):
         "Explained variance 1 - |X*T + bias - Y|^2 / |Y - mean Y|^2 over the words of these sums; NaN if Y does not vary."
         T = T.to(self.sums["gram"])
         if T.shape != (self.d_source, self.d_target, self.l): raise ValueError(f"T has shape {tuple(T.shape)}, expected {(self.d_source, self.d_target, self.l)}")
-        grams, crosses, counts = _matrices(self, False)
-        quadratic = sum(n*((t.conj()*(G @ t - 2*C)).sum().real) for n, t, G, C in zip(counts, frequencies(T), grams, crosses))/self.l
+        quadratic = sum(n*(t.conj()*(G @ t - 2*C)).sum().real for n, t, G, C in zip((1, 2), _joined(_parts(real_spectrum(T))), *_matrices(self, False)))/self.l
         x, y = self.means()
         b = torch.zeros_like(y) if bias is None else bias.to(y)[None]
         error = self.sums["yy"] + quadratic + self.sums["weight"]*(b*(b + 2*tprod(x, T) - 2*y)).sum()

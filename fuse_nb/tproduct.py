@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['unfold', 'fold', 'bcirc', 'to_spectrum', 'from_spectrum', 'real_dft', 'dft_rows', 'dft_weights', 'real_spectrum',
-           'frequencies', 'from_frequencies', 'tprod', 'ttranspose', 'teye', 'tinv', 'tnorm']
+           'from_real_spectrum', 'frequencies', 'from_frequencies', 'tprod', 'ttranspose', 'teye', 'tinv', 'tnorm']
 
 # %% ../nbs/01_tproduct.ipynb #2d6607a6
 import math
@@ -97,12 +97,19 @@ def dft_weights(l: int, dtype: torch.dtype = torch.float64, device: torch.device
     "How many of the l frequencies each row of `real_dft` stands for: 1 or 2."
     return torch.tensor([1. if im is None else 2. for re, im in dft_rows(l) for _ in (re, im)[:1 if im is None else 2]], dtype=dtype, device=device)
 
-# %% ../nbs/01_tproduct.ipynb #53383744
+# %% ../nbs/01_tproduct.ipynb #75a073dc
 def real_spectrum(A: Tensor,   # (..., m, p, l), real, not half precision
                   ) -> Tensor: # (l, ..., m, p), a slice for each row of `real_dft`
     "The spectrum of a real tensor in as many real numbers as the tensor has."
-    *shape, l = A.shape
-    return (real_dft(l, A.dtype, A.device) @ A.reshape(-1, l).T).view(l, *shape)
+    l = A.shape[-1]
+    return (real_dft(l, A.dtype, A.device) @ A.reshape(-1, l).T).view(l, *A.shape[:-1])
+
+def from_real_spectrum(P: Tensor,   # (l, ..., m, p)
+                       ) -> Tensor: # (..., m, p, l)
+    "The inverse of `real_spectrum`."
+    l = len(P)
+    R = real_dft(l, P.dtype, P.device) * dft_weights(l, P.dtype, P.device)[:, None] / l
+    return (P.reshape(l, -1).T @ R).view(*P.shape[1:], l)
 
 def frequencies(A: Tensor,         # (..., m, p, l), not half precision
                 ) -> list[Tensor]: # l//2 + 1 matrices (..., m, p) for real A, the first (and for even l the last) real; l complex ones for complex A
@@ -117,9 +124,7 @@ def from_frequencies(F: list[Tensor],     # as `frequencies` gives them
                      ) -> Tensor:         # (..., m, p, l)
     "The inverse of `frequencies`."
     if not real: return from_spectrum(torch.stack(F, -3), l, real=False)
-    P = torch.stack([part for f in F for part in ((f.real, f.imag) if f.is_complex() else (f,))])
-    R = real_dft(l, P.dtype, P.device) * dft_weights(l, P.dtype, P.device)[:, None] / l
-    return (P.reshape(l, -1).T @ R).view(*P.shape[1:], l)
+    return from_real_spectrum(torch.stack([part for f in F for part in ((f.real, f.imag) if f.is_complex() else (f,))]))
 
 # %% ../nbs/01_tproduct.ipynb #ee694870
 def tprod(A: Tensor,   # (..., m, p, l)
