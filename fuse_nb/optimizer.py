@@ -29,7 +29,7 @@ class Result:
     seconds: float                # wall-clock time of the whole run
     evaluations: int              # texts evaluated exactly, those that the ranker tried included
     dropped: int = 0              # candidates that do not survive decoding and encoding
-    stopped: str = "steps"        # why it stopped: steps, patience, time, evaluations, interrupted, not a number
+    stopped: str = "steps"        # why it stopped: steps, patience, time, evaluations, interrupted, no candidates left, not a number
     settings: dict = field(default_factory=dict) # the optimizer's settings and the seed
 
     def __str__(self) -> str: return self.text
@@ -146,6 +146,7 @@ def drive(run: Run, step: Callable[[int], list]) -> Result: # step(k) does one s
     except KeyboardInterrupt:
         if run.best is None: raise
         run.stopped = "interrupted"
+    except StopIteration: run.stopped = "no candidates left"
     except FloatingPointError as e:
         if run.best is None: raise
         run.stopped = f"not a number at step {len(run.trace) + 1}: {e}"
@@ -222,6 +223,7 @@ class AutoDAN(Search):
                 run.evaluations += getattr(ranker, "n", 0)
                 new += [Node(node.ids + [v], node.nll - logprobs[row, v].item(), node.count + 1, parent=row, fresh=True) for v in tokens.tolist()]
             new = self._evaluate(run, new, end)
+            if not new: raise StopIteration  # every candidate has ended, or does not survive
             reader.stale(older)
             frontier_next = choose(new, older, self.beam)
             chosen = set(map(id, frontier_next))
@@ -240,7 +242,7 @@ class AutoDAN(Search):
         rows = [n.ids + run.right for n in nodes]
         keep = run.survivors(rows)
         nodes, rows = [nodes[i] for i in keep], [rows[i] for i in keep]
-        if not nodes: raise ValueError("no candidate survives decoding and encoding: raise candidates, or allow more tokens (ascii=False)")
+        if not nodes: return []
         fluency = torch.tensor([n.nll/n.count for n in nodes])
         texts = run.objective.texts(rows)
         values = run.objective.sum({t.name: fluency if isinstance(t.loss, Fluency) else t.loss.exact_ids(rows, run.start).float().cpu() if hasattr(t.loss, "exact_ids") else t.exact(texts)
