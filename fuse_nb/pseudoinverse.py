@@ -282,19 +282,26 @@ class _SharedSums(_Sums):
         acc.eps = float(meta["eps"])
         return acc
 
-# %% ../nbs/03_pseudoinverse.ipynb #ee400f63
-def _matrices(acc: _Sums, center: bool) -> tuple[list[Tensor], list[Tensor]]:
-    "Gram and cross matrix of each frequency, in groups; about the means if `center`."
+# %% ../nbs/03_pseudoinverse.ipynb #f189f8af
+def _normal(acc: _Sums, center: bool) -> tuple[list[Tensor], list[Tensor]]:
+    "Gram and cross matrices, in groups; about the means if `center`."
     grams, crosses, x, y = (_joined(_parts(acc.sums[k])) for k in ("gram", "cross", "x", "y"))
     if not center: return grams, crosses
     def about(M, a, b): return [m - u.conj()[..., :, None] * v[..., None, :] / acc.sums["weight"] for m, u, v in zip(M, a, b)]
     return about(grams, x, x), about(crosses, x, y)
 
-def _mean_diagonal(grams: list[Tensor], l: int) -> float:
-    "The mean of the diagonals of all l Gram matrices, which is |X|^2 / d; a complex frequency stands for its conjugate too."
-    return sum(n*G.diagonal(dim1=-2, dim2=-1).real.sum().item() for n, G in zip((1, 2), grams)) / (l*grams[0].shape[-1])
+def _matrices(acc: _Sums, center: bool) -> tuple[list[Tensor], list[Tensor], list[int]]:
+    "The same a frequency, 0 to l/2 in order: Gram matrices, cross matrices, and of how many of the l frequencies each is the spokesman."
+    def in_order(groups): return [groups[0][0], *(groups[1] if len(groups) > 1 else ()), *groups[0][1:]]
+    grams, crosses = map(in_order, _normal(acc, center))
+    return grams, crosses, in_order([[1, 1][:2 - acc.l % 2 if acc.l > 1 else 1], [2]*((acc.l - 1)//2)])
 
-# %% ../nbs/03_pseudoinverse.ipynb #85550554
+def _mean_diagonal(grams: list[Tensor], counts=(1, 2)) -> float:
+    "The mean of the diagonals of all l Gram matrices, which is |X|^2 / d; a complex frequency stands for its conjugate too."
+    diagonals = [G.diagonal(dim1=-2, dim2=-1).real for G in grams]
+    return sum(n*d.sum().item() for n, d in zip(counts, diagonals)) / sum(n*d.numel() for n, d in zip(counts, diagonals))
+
+# %% ../nbs/03_pseudoinverse.ipynb #fd4c4ac3
 class ConditionWarning(UserWarning):
     "The words leave the adapter partly open, or the sums have too few digits for it."
 
@@ -311,7 +318,7 @@ def _solve(grams: list[Tensor], crosses: list[Tensor], cut: float, eps: float) -
     if top > low/(100*eps): said.append(f"the Gram matrix has condition number {top/low:.1e} and its sums a relative error of {eps:.1e}, so the adapter may be wrong by {min(1, eps*top/low):.0%}")
     return X, "; ".join(said)
 
-# %% ../nbs/03_pseudoinverse.ipynb #a842f9c0
+# %% ../nbs/03_pseudoinverse.ipynb #2fc16089
 class GramAccumulator(_SharedSums):
     "Least squares over a stream of words: `update` with chunks of them, then `solve` for the adapter of any ridge. Memory does not depend on the number of words."
     def solve(self,
@@ -322,8 +329,8 @@ class GramAccumulator(_SharedSums):
         "The T of least norm that minimizes |X*T - Y|^2 + lambda |T|^2. Raises `ValueError` without words; warns if the words do not determine T well."
         _check_number("ridge", ridge); _check_number("rcond", rcond or 0.0)
         if self.words == 0: raise ValueError("no words yet: call update before solve")
-        grams, crosses = _matrices(self, center)
-        lam = ridge * _mean_diagonal(grams, self.l)
+        grams, crosses = _normal(self, center)
+        lam = ridge * _mean_diagonal(grams)
         X, said = _solve([G + lam*torch.eye(self.d_source, dtype=G.dtype, device=G.device) for G in grams], crosses, 0.0 if lam > 0 else 16*self.eps if rcond is None else rcond**2, self.eps)
         if self.words < self.d_source: said = "; ".join(filter(None, [f"{self.words} words for {self.d_source} dimensions leave the adapter open; {'the ridge' if lam > 0 else 'least norm'} decides", said]))
         if said: warnings.warn(said + ("" if lam > 0 else "; consider a ridge"), ConditionWarning, stacklevel=2)
@@ -331,8 +338,8 @@ class GramAccumulator(_SharedSums):
 
     def condition(self, ridge: float = 0.0, center: bool = False) -> float:
         "Condition number of the Gram matrices of all frequencies with the ridge added; infinite for a singular one."
-        grams, _ = _matrices(self, center)
-        e = torch.cat([torch.linalg.eigvalsh(G) for G in grams]) + ridge*_mean_diagonal(grams, self.l)
+        grams, _ = _normal(self, center)
+        e = torch.cat([torch.linalg.eigvalsh(G) for G in grams]) + ridge*_mean_diagonal(grams)
         return (e.max()/e.min()).item() if e.min() > 0 else math.inf
 
     def means(self) -> tuple[Tensor, Tensor]: # (1, d_source, l) and (1, d_target, l)
@@ -351,7 +358,7 @@ class GramAccumulator(_SharedSums):
         "Explained variance 1 - |X*T + bias - Y|^2 / |Y - mean Y|^2 over the words of these sums; NaN if Y does not vary."
         T = T.to(self.sums["gram"])
         if T.shape != (self.d_source, self.d_target, self.l): raise ValueError(f"T has shape {tuple(T.shape)}, expected {(self.d_source, self.d_target, self.l)}")
-        quadratic = sum(n*(t.conj()*(G @ t - 2*C)).sum().real for n, t, G, C in zip((1, 2), _joined(_parts(real_spectrum(T))), *_matrices(self, False)))/self.l
+        quadratic = sum(n*(t.conj()*(G @ t - 2*C)).sum().real for n, t, G, C in zip((1, 2), _joined(_parts(real_spectrum(T))), *_normal(self, False)))/self.l
         x, y = self.means()
         b = torch.zeros_like(y) if bias is None else bias.to(y)[None]
         error = self.sums["yy"] + quadratic + self.sums["weight"]*(b*(b + 2*tprod(x, T) - 2*y)).sum()
