@@ -5,6 +5,7 @@
 # %% ../nbs/10_captioning.ipynb #70e62b68
 from __future__ import annotations
 from pathlib import Path
+import numpy as np
 from .models import CausalLM, ImageTextModel, load_image
 from .adapter import FuseAdapter
 from .objective import Objective, Term, ZeroShotLabel
