@@ -31,8 +31,12 @@ STYLE = {
 @contextmanager
 def style():
     "Draw in the house style inside this `with` block; the reader's own settings come back after it."
-    mpl.get_backend()  # a notebook's backend sets itself up when first asked for; inside the context its settings would be undone
-    with mpl.rc_context(STYLE): yield
+    shows = mpl.rcParams["interactive"]
+    try:
+        with mpl.rc_context(STYLE):
+            try: yield
+            finally: shows = mpl.rcParams["interactive"]
+    finally: mpl.interactive(shows)  # a notebook's backend starts with the first figure and sets this; undone, no later figure would be shown
 
 # %% ../nbs/00_figures.ipynb #ddf9d396
 def new_figure(ncols: int = 1,       # panels side by side

@@ -77,3 +77,10 @@ def test_import_and_help_load_nothing_heavy():
 def test_public_names_resolve():
     import fuse_nb
     assert all(getattr(fuse_nb, name) is not None for name in fuse_nb.__all__)
+
+
+@pytest.mark.parametrize("path", [p for p in NOTEBOOKS if p.stem[0].isdigit()], ids=lambda p: p.stem)
+def test_a_cell_that_draws_shows_its_figure(path):
+    cells = [c for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
+    drawing = [c for c in cells if re.search(r"^fig, .*= new_figure\(", "".join(c["source"]), re.M) and "#| export" not in "".join(c["source"])]
+    assert [c["id"] for c in drawing if "image/png" not in json.dumps(c["outputs"])] == []
