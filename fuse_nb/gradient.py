@@ -26,10 +26,11 @@ class Route:
     @property
     def target_width(self) -> int: return max(map(len, self.target_ids)) # m, the longest target sequence
 
-    def word_of(self, position: int) -> Tensor: # (B, m) bool: the target tokens of the word to which source token `position` of each row belongs
-        "Which target tokens spell the word of one source position."
+    def word_of(self, position: int | Sequence[int]) -> Tensor: # (B, m) bool: the target tokens of the word to which source token `position` belongs
+        "Which target tokens spell the word of one source position, the same in every row or one for each."
         g = self.groups
-        mine = (g.source_start <= position) & (position < g.source_stop)
+        at = np.broadcast_to(np.asarray(position), len(self.target_ids))[g.row]
+        mine = (g.source_start <= at) & (at < g.source_stop)
         at, out = np.arange(self.target_width), np.zeros((len(self.target_ids), self.target_width), dtype=bool)
         out[g.row[mine]] = (g.target_start[mine, None] <= at) & (at < g.target_stop[mine, None])
         return torch.from_numpy(out)

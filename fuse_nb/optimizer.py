@@ -112,10 +112,12 @@ class Run:
             total, terms = values[i]
             self.best = (total, list(map(int, rows[i])), self.objective.texts([rows[i]])[0], terms)
 
-    def record(self, step: int, frontier: list) -> None:
+    def record(self, step: int, frontier: list, open: list = ()) -> None:
+        "A row of the trace. What only a continued run needs, `open`, stands in the last row."
         loss, _, text, terms = self.best or (None, None, "", {})
+        if self.trace: self.trace[-1].pop("open", None)
         self.trace.append(dict(step=step, loss=loss, terms=terms, text=text, evaluations=self.evaluations, dropped=self.dropped,
-                               seconds=time.perf_counter() - self.began, frontier=frontier))
+                               seconds=time.perf_counter() - self.began, frontier=frontier, **(dict(open=open) if open else {})))
         if self.search.callback: self.search.callback(self.trace[-1])
 
     def done(self) -> bool:
@@ -132,7 +134,7 @@ class Run:
         return Result(text, ids, loss, terms, self.trace, time.perf_counter() - self.began, self.evaluations, self.dropped, self.stopped, self.search.settings(seed=self.seed))
 
 # %% ../nbs/09_optimizer.ipynb #ab572faa
-def drive(run: Run, step: Callable[[int], list]) -> Result: # step(k) does one step and returns what continues the run from there
+def drive(run: Run, step: Callable[[int], list | tuple[list, list]]) -> Result: # step(k) does one step and returns what continues the run from there
     "The loop of every optimizer: steps, progress, reasons to stop. What is found is never lost."
     from tqdm import tqdm
     first, search = len(run.trace), run.search
@@ -140,7 +142,8 @@ def drive(run: Run, step: Callable[[int], list]) -> Result: # step(k) does one s
     try:
         with tqdm(range(first, search.steps), initial=first, total=search.steps, desc=type(search).__name__, unit="step", leave=False, disable=disable) as bar:
             for k in bar:
-                run.record(k + 1, step(k))
+                state = step(k)
+                run.record(k + 1, *(state if isinstance(state, tuple) else (state,)))
                 if run.best: bar.set_postfix_str(f"loss {run.best[0]:.3f} {run.best[2][-40:]!r}")
                 if run.done(): break
     except KeyboardInterrupt:
@@ -172,6 +175,8 @@ class Node:
     total: float = float("inf") # objective
     parent: int = 0         # row of the parent in the cache
     fresh: bool = False     # is the parent in the present cache?
+
+    def saved(self) -> dict: return dict(ids=self.ids, nll=self.nll, count=self.count, total=self.total)
 
 def greedy(new: list[Node], older: list[Node], beam: int) -> list[Node]:
     "The best of the new nodes."
@@ -210,17 +215,17 @@ class AutoDAN(Search):
         reader, allowed = _Reader(run.source), allowed_tokens(run.source, self.ascii)
         end = run.source.tokenizer(self.end, add_special_tokens=False)["input_ids"] if self.end else []
         if self.end and len(end) != 1: raise ValueError(f"end must be one token of {run.source.name}, but {self.end!r} is {len(end)}")
-        saved = resume.trace[-1]["frontier"] if resume is not None and resume.trace else []
-        frontier, older = [Node(**n) for n in saved] or [Node(run.left, 0.0, 0)], []
+        saved = resume.trace[-1] if resume is not None and resume.trace else {}
+        frontier, older = ([Node(**n) for n in saved.get(name, [])] for name in ("frontier", "open"))
+        frontier = frontier or [Node(run.left, 0.0, 0)]
 
         def step(k: int) -> list[dict]:
             nonlocal frontier, older
             logprobs = reader.logprobs(frontier)
+            states = [State(run.source, node.ids, logprobs[row], allowed, run.right, node.nll, node.count, seed=hash((seed, k, row))) for row, node in enumerate(frontier)]
             new = []
-            for row, node in enumerate(frontier):
-                state = State(run.source, node.ids, logprobs[row], allowed, run.right, node.nll, node.count, seed=hash((seed, k, row)))
-                tokens = torch.unique(torch.cat([self._shortlist(ranker, objective, state), torch.tensor(end if node.count else [], dtype=torch.long)]))
-                run.evaluations += getattr(ranker, "n", 0)
+            for row, (node, tokens) in enumerate(zip(frontier, self._shortlists(ranker, objective, states))):
+                tokens = torch.unique(torch.cat([tokens, torch.tensor(end if node.count else [], dtype=torch.long)]))
                 new += [Node(node.ids + [v], node.nll - logprobs[row, v].item(), node.count + 1, parent=row, fresh=True) for v in tokens.tolist()]
             new = self._evaluate(run, new, end)
             if not new: raise StopIteration  # every candidate has ended, or does not survive
@@ -229,13 +234,16 @@ class AutoDAN(Search):
             chosen = set(map(id, frontier_next))
             older = sorted((n for n in older + new if id(n) not in chosen), key=lambda n: n.total)[:64*self.beam]
             frontier = frontier_next
-            return [dict(ids=n.ids, nll=n.nll, count=n.count, total=n.total) for n in frontier]
+            return [n.saved() for n in frontier], [n.saved() for n in older] if choose not in (greedy, beam_search) else []
         return drive(run, step)
 
-    def _shortlist(self, ranker, objective, state) -> Tensor:
-        "The most promising allowed tokens."
-        predicted = ranker.rank(objective, state).masked_fill(~state.allowed, float("inf"))
-        return predicted.topk(min(self.candidates, int(state.allowed.sum())), largest=False).indices
+    def _shortlists(self, ranker, objective, states) -> list[Tensor]:
+        "For each text the most promising allowed tokens, and those that the ranker has tried: their exact values are there already."
+        predicted = ranker.rank_all(objective, states) if hasattr(ranker, "rank_all") else torch.stack([ranker.rank(objective, s) for s in states])
+        predicted = predicted.masked_fill(~states[0].allowed, float("inf"))
+        best = predicted.topk(min(self.candidates, int(states[0].allowed.sum())), largest=False).indices
+        n = getattr(ranker, "n", 0)
+        return [torch.cat([row, s.expansions(n)]) if n else row for row, s in zip(best, states)]
 
     def _evaluate(self, run: Run, nodes: list[Node], end: list[int]) -> list[Node]:
         "Give the nodes that survive their objective, offer the results among them, and return those that can be continued."
@@ -243,9 +251,9 @@ class AutoDAN(Search):
         keep = run.survivors(rows)
         nodes, rows = [nodes[i] for i in keep], [rows[i] for i in keep]
         if not nodes: return []
-        fluency = torch.tensor([n.nll/n.count for n in nodes])
+        fluency = None if run.right else torch.tensor([n.nll/n.count for n in nodes])  # tokens after the slot have to be read again
         texts = run.objective.texts(rows)
-        values = run.objective.sum({t.name: fluency if isinstance(t.loss, Fluency) else t.loss.exact_ids(rows, run.start).float().cpu() if hasattr(t.loss, "exact_ids") else t.exact(texts)
+        values = run.objective.sum({t.name: fluency if fluency is not None and isinstance(t.loss, Fluency) else t.loss.exact_ids(rows, run.start).float().cpu() if hasattr(t.loss, "exact_ids") else t.exact(texts)
                                     for t in run.objective.terms})
         for n, total in zip(nodes, values.total.tolist()): n.total = total
         ended = [bool(end) and n.ids[-1] == end[0] for n in nodes]

@@ -6,9 +6,10 @@
 from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-import hashlib
+import hashlib, json
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from .models import CausalLM, cached
 from .gradient import pull, route
@@ -22,12 +23,18 @@ __all__ = ['RANKERS', 'token_strings', 'allowed_tokens', 'State', 'Tangents', 't
 # %% ../nbs/08_ranking.ipynb #ee821927
 def token_strings(source: CausalLM) -> list[str]: # V strings, each with the space it brings inside a text
     "What each token adds to a text, in the middle of one."
-    if not hasattr(source, "_token_strings"):
+    def make():
         tk, first = source.tokenizer, source.tokenizer("a", add_special_tokens=False)["input_ids"][-1]
         head = tk.decode([first])
         pairs = tk.batch_decode([[first, i] for i in range(len(source.embedding_table))], clean_up_tokenization_spaces=False)
-        source._token_strings = [p[len(head):] for p in pairs]
+        return [p[len(head):] for p in pairs]
+    if not hasattr(source, "_token_strings"):
+        source._token_strings = cached(f"tables/strings-{_key(source)}", lambda d: json.loads((d/"strings.json").read_text("utf-8")), make,
+                                       lambda x, d: (d/"strings.json").write_text(json.dumps(x), "utf-8"))
     return source._token_strings
+
+def _key(*parts) -> str: # models, and texts that decide a table's content
+    return hashlib.sha256("\0".join(p if isinstance(p, str) else f"{p.name} {p.fingerprint}" for p in parts).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 def allowed_tokens(source: CausalLM,  # whose vocabulary
                    ascii: bool = True # only printable ASCII
@@ -76,22 +83,24 @@ class Tangents:
     target: Tensor          # (n, d_target) summed gradient at the target tokens of the slot's word
 
 # %% ../nbs/08_ranking.ipynb #3a8516ef
-def tangents(term: Term,       # a term with a target model
-             state: State,     # the slot
-             tokens: Tensor,   # (n,) tokens to put there
-             ) -> Tangents:    # on the CPU, float32
-    "One forward and one backward pass of the target for n tokens in the slot. Raises `ValueError` for a term without a gradient."
+def tangents(term: Term,                     # a term with a target model
+             states: Sequence[State],        # k slots
+             tokens: Sequence[Tensor],       # for each slot the tokens to put there
+             ) -> list[Tangents]:            # k, on the CPU, float32
+    "One forward and one backward pass of the target, all slots in one batch. Raises `ValueError` for a term without a gradient."
     if not hasattr(term.loss, "losses"): raise ValueError(f"the term {term.name!r} has no gradient: its loss has no losses(embeds, mask)")
-    texts, rows = state.texts(tokens), state.rows(tokens)
-    path = route(_Pair(term, state.source), rows, term.prefix, term.suffix)
+    texts, rows = ([x for s, t in zip(states, tokens) for x in f(s, t)] for f in (State.texts, State.rows))
+    at, sizes = torch.tensor([len(s.left) for s, t in zip(states, tokens) for _ in t]), [len(t) for t in tokens]
+    path = route(_Pair(term, states[0].source), rows, term.prefix, term.suffix)
     ids, mask = term.model.pad(path.target_ids)
     leaf = term.model.embed(ids).detach().requires_grad_()
     losses = term.loss.losses(leaf, mask)
     grad, = torch.autograd.grad(losses.sum(), leaf)
     term.remember(texts, losses.detach())
-    back = pull(term.adapter, path, grad)[:, len(state.left)].float().cpu() if term.adapter is not None else None
-    at = path.word_of(len(state.left)).to(grad.device)                                   # (n, m) which target tokens spell the slot's word
-    return Tangents(tokens, losses.detach().float().cpu(), back, (grad * at[..., None]).sum(1).float().cpu())
+    back = pull(term.adapter, path, grad)[torch.arange(len(at)), at].float().cpu().split(sizes) if term.adapter is not None else [None]*len(sizes)
+    word = path.word_of(at.numpy()).to(grad.device)                                      # (b, m) which target tokens spell the slot's word
+    target = (grad * word[..., None]).sum(1).float().cpu().split(sizes)
+    return [Tangents(*each) for each in zip(tokens, losses.detach().float().cpu().split(sizes), back, target)]
 
 class _Pair:
     "What `route` needs to know: the adapter's cuts, or none for a term without an adapter."
@@ -114,12 +123,11 @@ def spelling_table(source: CausalLM, target) -> Tensor: # (V, d_target) float32 
     "The mean of the target's embeddings of each source token's spelling; zero where it has none."
     known = target.__dict__.setdefault("_spelling_tables", {})
     if source.name not in known:
-        spelled = target.tokenizer([s.strip() for s in token_strings(source)], add_special_tokens=False)["input_ids"]
-        lengths = torch.tensor([len(i) for i in spelled])
-        flat, row = torch.tensor([i for ids in spelled for i in ids]), torch.repeat_interleave(torch.arange(len(spelled)), lengths)
-        table = torch.zeros(len(spelled), target.embedding_table.shape[1])
-        table.index_add_(0, row, target.embedding_table.detach().float().cpu()[flat])
-        known[source.name] = table / lengths.clamp(min=1)[:, None]
+        def make():
+            spelled = target.tokenizer([s.strip() for s in token_strings(source)], add_special_tokens=False)["input_ids"]
+            return dict(ids=torch.tensor([i for ids in spelled for i in ids]), starts=torch.tensor([0] + [len(i) for i in spelled[:-1]]).cumsum(0))
+        x = cached(f"tables/spellings-{_key(source, target)}", lambda d: load_file(d/"spellings.safetensors"), make, lambda x, d: save_file(x, d/"spellings.safetensors"))
+        known[source.name] = F.embedding_bag(x["ids"], target.embedding_table.detach().float().cpu(), x["starts"], mode="mean")
     return known[source.name]
 
 # %% ../nbs/08_ranking.ipynb #388df84b
@@ -129,46 +137,56 @@ def word_table(source: CausalLM,             # whose tokens
                batch_size: int = 256,        # texts at a time
                ) -> Tensor:                  # (V, d_out) float32 on the CPU
     "The target's output for each source token in a frame. Tokens that the target spells alike are evaluated once; kept in the cache."
-    known = target.__dict__.setdefault("_word_tables", {})
+    known, read = target.__dict__.setdefault("_word_tables", {}), target.encode if hasattr(target, "encode") else lambda t: target._run(target.logits, t, batch_size)
     if (source.name, frame) in known: return known[source.name, frame]
     texts = [frame + s if s[:1].isspace() else s.strip() for s in token_strings(source)]
-    spelled = list(map(tuple, target.tokenize(texts)))
-    place = {s: k for k, s in enumerate(dict.fromkeys(spelled))}
     def make():
         from tqdm import tqdm
-        read = target.encode if hasattr(target, "encode") else lambda t: target._run(target.logits, t, batch_size)
-        first = {}
-        for t, s in zip(texts, spelled): first.setdefault(s, t)
-        todo, out = sorted(first.values(), key=len), {}
+        place, row, todo = {}, [], []
+        for t, s in zip(texts, map(tuple, target.tokenize(texts))):
+            if s not in place: place[s] = len(todo); todo.append(t)
+            row.append(place[s])
+        out, order = {}, sorted(range(len(todo)), key=lambda i: len(todo[i]))
         for i in tqdm(range(0, len(todo), batch_size), desc=f"word table of {target.name}", unit="batch", leave=False, disable=None):
-            out.update(zip(todo[i:i + batch_size], read(todo[i:i + batch_size]).half().cpu()))
-        return torch.stack([out[first[s]] for s in place])
-    key = hashlib.sha256("\0".join([source.name, target.name, *texts, str(spelled[::97])]).encode()).hexdigest()[:12]
-    from safetensors.torch import load_file, save_file
-    rows = cached(f"tables/words-{key}", lambda d: load_file(d/"words.safetensors")["words"], make, lambda x, d: save_file({"words": x}, d/"words.safetensors"))
-    known[source.name, frame] = rows.float()[torch.tensor([place[s] for s in spelled])]
+            batch = order[i:i + batch_size]
+            out.update(zip(batch, read([todo[j] for j in batch]).half().cpu()))
+        return dict(words=torch.stack([out[i] for i in range(len(todo))]), row=torch.tensor(row))
+    def load(folder):
+        x, at = load_file(folder/"words.safetensors"), len(texts)//2
+        if not torch.allclose(x["words"][x["row"][at]].float(), read([texts[at]])[0].float().cpu(), atol=0.01): raise ValueError("the target's output is not what it was")
+        return x
+    x = cached(f"tables/words-{_key(source, target, frame)}", load, make, lambda x, d: save_file(x, d/"words.safetensors"))
+    known[source.name, frame] = x["words"].float()[x["row"]]
     return known[source.name, frame]
 
 # %% ../nbs/08_ranking.ipynb #b9e1fc1e
 def words_alone(term: Term, state: State) -> Tensor | None: # (V,) losses; None where the loss does not follow from the target's output
     "The loss of each token in the word table's frame."
-    read = getattr(term.loss, "from_features", None) or getattr(term.loss, "from_logits", None)
-    return None if read is None else read(word_table(state.source, term.model)).float().cpu()
+    read, known = getattr(term.loss, "from_features", None) or getattr(term.loss, "from_logits", None), term.__dict__.setdefault("_words_alone", {})
+    if read is not None and state.source.name not in known: known[state.source.name] = read(word_table(state.source, term.model)).float().cpu()
+    return known.get(state.source.name)
 
 # %% ../nbs/08_ranking.ipynb #58637212
 class Ranker:
-    "Predicts a term's loss for every token. Subclasses write `predict`."
+    "Predicts a term's loss for every token. Subclasses write `predict`, or `predict_all` where slots can learn from each other."
     n = 0 # expansion words, whose exact losses are known afterwards
 
     def predict(self, term: Term, state: State) -> Tensor: # (V,) in the term's unit
-        raise NotImplementedError
+        return self.predict_all(term, [state])[0]
+
+    def predict_all(self, term: Term, states: Sequence[State]) -> Tensor: # (k, V)
+        if type(self).predict is Ranker.predict: raise NotImplementedError("a ranker needs predict or predict_all")
+        return torch.stack([self.predict(term, s) for s in states])
 
     def rank(self, objective: Objective, state: State) -> Tensor: # (V,) predicted objective, lower is better
+        return self.rank_all(objective, [state])[0]
+
+    def rank_all(self, objective: Objective, states: Sequence[State]) -> Tensor: # (k, V)
         "The exact part and the predicted part of the objective, in its own unit."
-        total = torch.zeros(len(state.logprobs))
+        total = torch.zeros(len(states), len(states[0].logprobs))
         for t in objective.terms:
-            if isinstance(t.loss, Fluency): total += t.weight * state.fluency()
-            elif foreseeable(t): total += t.weight * self.predict(t, state)
+            if isinstance(t.loss, Fluency): total += t.weight * torch.stack([s.fluency() for s in states])
+            elif foreseeable(t): total += t.weight * self.predict_all(t, states)
         return total
 
 def foreseeable(term: Term) -> bool:
@@ -178,8 +196,8 @@ def foreseeable(term: Term) -> bool:
 # %% ../nbs/08_ranking.ipynb #693f71c7
 class Random(Ranker):
     "No prediction, and no fluency either: a random order of the allowed tokens."
-    def rank(self, objective, state): return torch.rand(len(state.logprobs), generator=torch.Generator().manual_seed(state.seed))
-    def predict(self, term, state): return self.rank(None, state)
+    def predict(self, term, state): return torch.rand(len(state.logprobs), generator=torch.Generator().manual_seed(state.seed))
+    def rank_all(self, objective, states): return self.predict_all(None, states)
 
 class LM(Ranker):
     "The language model alone chooses; the term's loss is predicted to be the same for all (Visually Guided Decoding's way)."
@@ -194,14 +212,14 @@ class Fuse(Ranker):
 
     def predict(self, term, state):
         if term.adapter is None: raise ValueError(f"the ranker 'fuse' needs an adapter for the term {term.name!r}: Term(..., adapter=FuseAdapter.cached(source, target)); 'vocabulary' does without")
-        t = tangents(term, state, state.expansions(self.n))
+        t, = tangents(term, [state], [state.expansions(self.n)])
         raw = (state.source.embedding_table @ t.source.mean(0).to(state.source.embedding_table)).float().cpu()
         return calibrate(raw, t.tokens, t.losses) if self.n > 2 else t.losses.mean() + raw - raw[t.tokens].mean()
 
 class Vocabulary(Fuse):
     "The same with the spelling table in the adapter's place."
     def predict(self, term, state):
-        t = tangents(term, state, state.expansions(self.n))
+        t, = tangents(term, [state], [state.expansions(self.n)])
         raw = spelling_table(state.source, term.model) @ t.target.mean(0)
         return calibrate(raw, t.tokens, t.losses) if self.n > 2 else t.losses.mean() + raw - raw[t.tokens].mean()
 
@@ -213,63 +231,80 @@ class Words(Ranker):
         return alone
 
 # %% ../nbs/08_ranking.ipynb #66c81057
-def ridge_fit(features: Tensor,       # (V, p), their prior scales multiplied in
-              tokens: Tensor,         # (n,) tokens whose loss is known
-              losses: Tensor,         # (n,) their losses
-              noise: float,           # variance of what the features cannot say, in units of the losses' variance
+def ridge_fit(features: Sequence[Tensor], # for each of k slots (V, p), their prior scales multiplied in
+              tokens: Sequence[Tensor],   # for each slot its tokens whose loss is known
+              losses: Sequence[Tensor],   # and their losses
+              noise: float,               # variance of what the features cannot say, in units of the losses' variance
               table: Tensor | None = None, # (V, d) more features, of prior variance `kernel`; left where they are, for there are many
-              kernel: float = 1.0) -> Tensor: # (V,) predicted losses
-    "Ridge regression in kernel form: the n known losses decide the weights of all features."
-    X = features[tokens]
-    spread = losses.std().clamp(min=1e-9) if len(losses) > 1 else losses.new_ones(())
+              kernel: float = 1.0,
+              share: float = 0.7,         # how much of the weights' prior variance is common to all slots
+              level: float = 4.0,         # prior variance of each slot's own constant
+              ) -> Tensor:                # (k, V) predicted losses
+    "Ridge regression in kernel form: the known losses decide the weights of all features, in all slots together."
+    k, slot = len(tokens), torch.repeat_interleave(torch.arange(len(tokens)), torch.tensor([len(t) for t in tokens]))
+    mean = torch.stack([y.mean() for y in losses])
+    spread = torch.stack([y.std() if len(y) > 1 else y.new_ones(()) for y in losses]).mean().clamp(min=1e-9)
+    X, own = torch.cat([f[t] for f, t in zip(features, tokens)]), (slot[:, None] == torch.arange(k)).float()   # (N, p) and (N, k)
     K = X @ X.T
-    if table is not None: K = K + kernel*table[tokens] @ table[tokens].T
-    alpha = torch.linalg.solve(K + noise*torch.eye(len(X)), (losses - losses.mean())/spread)
-    fit = features @ (X.T @ alpha)
-    if table is not None: fit = fit + table @ (kernel*table[tokens].T @ alpha)
-    return losses.mean() + spread*fit
+    if table is not None: T = table[torch.cat(list(tokens))]; K = K + kernel*T @ T.T
+    K = K*(share + (1 - share)*own @ own.T) + level*own @ own.T
+    alpha = torch.linalg.solve(K + noise*torch.eye(len(X)), (torch.cat(list(losses)) - mean[slot])/spread)[:, None]
+    weights = alpha*(share + (1 - share)*own)                                              # (N, k) what each known loss says in each slot
+    fit = torch.stack([f @ w for f, w in zip(features, (X.T @ weights).T)]) + level*(own*alpha).sum(0)[:, None]
+    if table is not None: fit = fit + (table @ (kernel*T.T @ weights)).T
+    return mean[:, None] + spread*fit
 
 def _standard(x: Tensor, over: Tensor) -> Tensor: return (x - x[over].mean())/x[over].std().clamp(min=1e-9)
 
 # %% ../nbs/08_ranking.ipynb #179e4776
 class Combined(Ranker):
-    "Words, tangents (through the spelling table and the adapter), and exact values, weighed by ridge regression: the default."
-    gradient = True
-    def __init__(self, n: int = 16,        # expansion words: short passes of the target
+    "Words, tangents (through the spelling table and the adapter), and exact values, weighed by ridge regression over all slots: the default."
+    def __init__(self, n: int = 16,        # expansion words of each slot: short forward passes of the target
+                 gradients: int = 16,      # of how many of these, in all slots together, the gradient is taken
                  kernel: float = 1.0,      # prior variance of what the word table explains beyond the features
-                 noise: float = 0.2):      # prior variance of what nothing explains
+                 noise: float = 0.2,       # prior variance of what nothing explains
+                 share: float = 0.7):      # how much the slots have in common
         if n < 2: raise ValueError(f"n must be at least 2, got {n}")
-        self.n, self.kernel, self.noise, self._tables = n, kernel, noise, {}
+        if gradients < 0: raise ValueError(f"gradients must be 0 or more, got {gradients}")
+        self.n, self.gradients, self.kernel, self.noise, self.share, self._tables = n, gradients, kernel, noise, share, {}
 
-    def _directions(self, term, state) -> tuple[Tensor, Tensor]: # (V,) does the token begin a word; (V, d_out) centred unit rows of the word table
+    def _directions(self, term, state) -> tuple[Tensor, Tensor | None]: # (V,) does the token begin a word; (V, d_out) centred unit rows of the word table
         key = state.source.name, term.model.name
         if key not in self._tables:
-            begins = torch.tensor([s[:1].isspace() for s in token_strings(state.source)])
-            table = word_table(state.source, term.model)
-            mean = torch.stack([table[state.allowed & (begins == b)].mean(0) if (state.allowed & (begins == b)).any() else table.mean(0) for b in (False, True)])
-            self._tables[key] = begins.float(), F.normalize(table - mean[begins.long()], dim=1)
+            begins, table = torch.tensor([s[:1].isspace() for s in token_strings(state.source)]), None
+            if words_alone(term, state) is not None:
+                table = word_table(state.source, term.model)
+                mean = torch.stack([table[state.allowed & (begins == b)].mean(0) if (state.allowed & (begins == b)).any() else table.mean(0) for b in (False, True)])
+                table = F.normalize(table - mean[begins.long()], dim=1)
+            self._tables[key] = begins.float(), table
         return self._tables[key]
 
-    def predict(self, term, state):
-        tokens, ok, columns, table = state.expansions(self.n), state.allowed, [], None
-        alone = words_alone(term, state)
-        if alone is None: begins = torch.tensor([s[:1].isspace() for s in token_strings(state.source)]).float()
-        else:
-            begins, table = self._directions(term, state)
-            z = _standard(alone, ok)
+    def _slopes(self, term, states, tokens) -> list[Tensor]: # (V,) each
+        "What the mean tangent predicts, through the spelling table and through the adapter."
+        m = min(self.n, -(-self.gradients//len(states)))
+        found = tangents(term, states, [t[torch.arange(m)*len(t)//m] for t in tokens])    # evenly over the likely and the uniform ones
+        slopes = [spelling_table(states[0].source, term.model) @ torch.cat([t.target for t in found]).mean(0)]
+        if term.adapter is not None:
+            E, back = states[0].source.embedding_table, torch.cat([t.source for t in found]).mean(0)
+            slopes.append((E @ back.to(E)).float().cpu())
+        return slopes
+
+    def predict_all(self, term, states):
+        tokens, ok = [s.expansions(self.n) for s in states], states[0].allowed
+        begins, table = self._directions(term, states[0])
+        columns = [begins]
+        if table is not None:
+            z = _standard(words_alone(term, states[0]), ok)
             columns += [z*begins, 0.5*z*(1 - begins)]
-        if self.gradient:
-            t = tangents(term, state, tokens)
-            losses, tangent = t.losses, _standard(spelling_table(state.source, term.model) @ t.target.mean(0), ok)
-            columns += [tangent*begins, tangent*(1 - begins)]
-            if t.source is not None: columns.append(_standard((state.source.embedding_table @ t.source.mean(0).to(state.source.embedding_table)).float().cpu(), ok))
-        else: losses = term.exact(state.texts(tokens))
-        columns += [begins, 2*torch.ones(len(begins))]
-        return ridge_fit(torch.stack(columns, 1), tokens, losses, self.noise, table, self.kernel)
+        if self.gradients:
+            tangent, *adapted = [0.5*_standard(x, ok) for x in self._slopes(term, states, tokens)]
+            columns += [tangent*begins, tangent*(1 - begins), *adapted]
+        losses = term.exact([text for s, t in zip(states, tokens) for text in s.texts(t)]).split([len(t) for t in tokens])
+        return ridge_fit([torch.stack(columns, 1)]*len(states), tokens, losses, self.noise, table, self.kernel, self.share)
 
 class Surrogate(Combined):
     "The combination without gradients: words and exact values only."
-    gradient = False
+    def __init__(self, n: int = 16, **options): super().__init__(n, 0, **options)
 
 # %% ../nbs/08_ranking.ipynb #ab0f765e
 class AsPublished(Ranker):
@@ -287,9 +322,9 @@ class AsPublished(Ranker):
         tube = grad[0, first][None] if len(first) else grad.new_zeros(1, 1, grad.shape[-1])
         return (state.source.embedding_table @ term.adapter.pullback(tube)[0, 0].to(state.source.embedding_table)).float().cpu()
 
-    def rank(self, objective, state):
-        raw = sum((t.weight*self.predict(t, state) for t in objective.terms if not isinstance(t.loss, Fluency) and foreseeable(t)), torch.zeros(len(state.logprobs)))
-        return raw - state.logprobs  # raw logits and log-probabilities differ by a constant
+    def rank_all(self, objective, states):
+        logprobs = torch.stack([s.logprobs for s in states])
+        return sum((t.weight*self.predict_all(t, states) for t in objective.terms if not isinstance(t.loss, Fluency) and foreseeable(t)), torch.zeros_like(logprobs)) - logprobs  # raw logits and log-probabilities differ by a constant
 
 # %% ../nbs/08_ranking.ipynb #5c064ab6
 RANKERS = {"random": Random, "lm": LM, "as-published": AsPublished, "fuse": Fuse, "vocabulary": Vocabulary, "words": Words, "surrogate": Surrogate, "combined": Combined}
