@@ -9,6 +9,7 @@ import numpy as np
 from .models import CausalLM, ImageTextModel, load_image
 from .adapter import FuseAdapter
 from .objective import Objective, Term, ZeroShotLabel
+from .ranking import get_ranker
 from .optimizer import AutoDAN, Result
 
 # %% auto #0
@@ -16,7 +17,7 @@ __all__ = ['WEIGHTS', 'METHODS', 'Captioner', 'caption', 'make_captioner', 'draw
 
 # %% ../nbs/10_captioning.ipynb #a2c5f73e
 WEIGHTS = {"fluency": 1.0, "image": 22.0, "sentiment": 4.0}  # the paper's first two
-METHODS = {"fuse": {}, "lm-only": {"ranker": "lm"}, "random": {"ranker": "random"}, "target-only": {"fluency": 0.0}} # baselines on the same budget
+METHODS = {"fuse": {}, "lm-only": {"ranker": "lm"}, "random": {"ranker": "random"}, "target-only": {"fluency": 0.0}} # baselines
 
 class Captioner:
     "Caption photographs with one pair of models."
@@ -47,6 +48,8 @@ class Captioner:
         if method not in METHODS: raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
         baseline = dict(METHODS[method])
         weights = {**(weights or {}), **({"fluency": baseline.pop("fluency")} if "fluency" in baseline else {})}
+        if "ranker" in baseline:  # as many exact evaluations: the default ranker tries words of its own
+            baseline["candidates"] = options.get("candidates", AutoDAN.candidates) + get_ranker(AutoDAN.ranker).n
         optimizer = AutoDAN(**{"end": ".", **options, **baseline})
         return cls(CausalLM.from_pretrained(lm, device=device), ImageTextModel.from_pretrained(image_model, device=device), None, optimizer, prefix, sentiment, weights)
 

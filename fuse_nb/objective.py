@@ -98,20 +98,30 @@ def last_logits(lm: CausalLM,   # any causal model
     return lm._call(mask, inputs_embeds=embeds.to(lm.dtype), use_cache=False, logits_to_keep=1).logits[:, -1].float()
 
 # %% ../nbs/07_objective.ipynb #52bac7dd
-class _ReadsEmbeddings:
-    "`exact` by way of `losses`, for causal models: batches of similar length."
+class _ReadsNext:
+    "Losses of a causal model's next-token logits after the text. Subclasses write `of(logits)`."
+    def losses(self, embeds: Tensor, mask: Tensor | None = None) -> Tensor:
+        "`(b, n, d)` texts, padded at the right -> `(b,)`, differentiable."
+        mask = embeds.new_ones(embeds.shape[:2], dtype=torch.long) if mask is None else mask
+        return self.of(last_logits(self.model, embeds, mask))
+
     def exact(self, texts: Sequence[str], batch_size: int = 32) -> Tensor:
-        "Texts -> `(N,)` losses, without gradients."
+        "Texts -> `(N,)` losses, without gradients. What all texts begin with is read once."
         seqs = self.model.tokenize(list(texts))
         out, order = torch.zeros(len(seqs), device=self.model.device), sorted(range(len(seqs)), key=lambda i: len(seqs[i]))
-        with torch.no_grad():
-            for rows in (order[i:i + batch_size] for i in range(0, len(order), batch_size)):
-                ids, mask = self.model.pad([seqs[i] for i in rows])
-                out[torch.tensor(rows, device=out.device)] = self.losses(self.model.embed(ids), mask)
+        first, last, shared = min(seqs), max(seqs), 0                       # in lexical order: what these two share, all share
+        while shared < min(len(first), len(last)) - 1 and first[shared] == last[shared]: shared += 1
+        cache = self.model.prefill([seqs[0][:shared]])[1] if shared else None
+        for n in sorted({len(s) for s in seqs}):
+            alike = [i for i in order if len(seqs[i]) == n]
+            for rows in (alike[i:i + batch_size] for i in range(0, len(alike), batch_size)):
+                rest = [seqs[i][shared:] for i in rows]
+                logits = (self.model.extend(cache, [0]*len(rows), rest) if shared else self.model.prefill(rest))[0]
+                out[torch.tensor(rows, device=out.device)] = self.of(logits.float())
         return out
 
 # %% ../nbs/07_objective.ipynb #92da6d68
-class NextTokens(_ReadsEmbeddings):
+class NextTokens(_ReadsNext):
     "KL divergence of the next-token distribution after the prompt from the one after a reference, in nats."
     def __init__(self, lm: CausalLM,  # any causal model
                  reference: str):     # the text whose effect is wanted
@@ -121,14 +131,13 @@ class NextTokens(_ReadsEmbeddings):
             ids, mask = lm.pad(lm.tokenize([reference]))
             self.log_p = last_logits(lm, lm.embed(ids), mask).log_softmax(-1)
 
-    def losses(self, embeds: Tensor, mask: Tensor | None = None) -> Tensor:
-        "`(b, n, d)` prompts -> `(b,)`, differentiable."
-        mask = embeds.new_ones(embeds.shape[:2], dtype=torch.long) if mask is None else mask
-        log_q = last_logits(self.model, embeds, mask).log_softmax(-1)
+    def of(self, logits: Tensor) -> Tensor:
+        "`(b, V)` next-token logits -> `(b,)`."
+        log_q = logits.log_softmax(-1)
         return (self.log_p.exp() * (self.log_p - log_q)).sum(-1)
 
 # %% ../nbs/07_objective.ipynb #533a930f
-class ZeroShotLabel(_ReadsEmbeddings):
+class ZeroShotLabel(_ReadsNext):
     "A label told by a causal model between two words, against a neutral baseline; in nats."
     prefix, suffix = "Review: ", "\nSentiment (positive or negative):"
     def __init__(self, lm: CausalLM,               # any causal model
@@ -142,16 +151,13 @@ class ZeroShotLabel(_ReadsEmbeddings):
         self.ids = [lm.tokenizer(" " + w, add_special_tokens=False)["input_ids"][0] for w in words]
         if self.ids[0] == self.ids[1]: raise ValueError(f"words {words} begin with the same token for {lm.name}: choose words that differ there")
         ids, mask = lm.pad(lm.tokenize([self.prefix + neutral + self.suffix]))
-        with torch.no_grad(): self.neutral = self._log_odds(lm.embed(ids), mask)[0]
+        with torch.no_grad(): self.neutral = self._log_odds(last_logits(lm, lm.embed(ids), mask))[0]
 
-    def _log_odds(self, embeds, mask):
-        logits = last_logits(self.model, embeds, mask)
-        return logits[:, self.ids[0]] - logits[:, self.ids[1]]
+    def _log_odds(self, logits): return logits[:, self.ids[0]] - logits[:, self.ids[1]]
 
-    def losses(self, embeds: Tensor, mask: Tensor | None = None) -> Tensor:
-        "`(b, n, d)` texts in their template -> `(b,)`, differentiable."
-        mask = embeds.new_ones(embeds.shape[:2], dtype=torch.long) if mask is None else mask
-        return F.softplus(-self.sign * (self._log_odds(embeds, mask) - self.neutral))
+    def of(self, logits: Tensor) -> Tensor:
+        "`(b, V)` next-token logits after the text in its template -> `(b,)`."
+        return F.softplus(-self.sign * (self._log_odds(logits) - self.neutral))
 
 # %% ../nbs/07_objective.ipynb #a0ab0141
 @dataclass
