@@ -79,7 +79,7 @@ def _score(a: argparse.Namespace) -> int:
 def _evaluate(a: argparse.Namespace) -> int:
     from fuse_nb.evaluation import evaluate_folder
     run = evaluate_folder("fuse_nb.captioning:make_captioner", a.images, a.out, a.references, workers=a.workers, settings=_settings(a), seed=a.seed,
-                          limit=a.limit, overwrite=a.overwrite, metrics=a.metrics.split(",") if a.metrics else None, cpu=a.device == "cpu")
+                          split=a.split, threads=a.threads, limit=a.limit, overwrite=a.overwrite, metrics=a.metrics.split(",") if a.metrics else None, cpu=a.device == "cpu")
     if run.report is not None: print(run.report.table())
     _say(f"{len(run.captions)} captions, {len(run.errors)} pictures failed, {run.seconds:.1f} s: {a.out}")
     return 0
@@ -104,7 +104,9 @@ def _parser() -> argparse.ArgumentParser:
     q.add_argument("--json", action="store_true", help="print the whole report as JSON")
     q = add("evaluate", _evaluate, "caption a folder of pictures and score the captions")
     q.add_argument("--images", required=True, metavar="DIR"); q.add_argument("--references", metavar="FILE"); q.add_argument("--out", required=True, metavar="DIR")
-    q.add_argument("--workers", type=int, default=1, metavar="N"); q.add_argument("--limit", type=int, metavar="N", help="at most so many pictures")
+    q.add_argument("--split", metavar="NAME", help="keep one split of the references (Karpathy's files: train, val, test, restval)")
+    q.add_argument("--workers", type=int, default=1, metavar="N", help="processes on this machine (default: %(default)s)"); q.add_argument("--threads", type=int, metavar="N", help="of each process (default: cores / workers)")
+    q.add_argument("--limit", type=int, metavar="N", help="at most so many pictures")
     q.add_argument("--overwrite", action="store_true", help="throw away a run with other settings in DIR"); q.add_argument("--metrics", metavar="A,B")
     _search_options(q)
     add("models", _models, "list the packaged models")

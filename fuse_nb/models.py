@@ -314,11 +314,11 @@ class CausalLM(_Model):
     @cached_property
     def _takes(self) -> frozenset[str]: return frozenset(inspect.signature(self.model.forward).parameters)
 
-    def _call(self, mask: Tensor | None = None, last: bool = False, **inputs):
+    def _call(self, mask: Tensor | None = None, last: int = 0, **inputs): # last: logits of so many last positions, where the model can; 0: of all
         if mask is not None:
             inputs["attention_mask"] = mask
             if "position_ids" in self._takes: inputs["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)  # padding may be at either end
-        if last and "logits_to_keep" in self._takes: inputs["logits_to_keep"] = 1
+        if last and "logits_to_keep" in self._takes: inputs["logits_to_keep"] = int(last)
         return self.model(**inputs)
 
     def logits(self, embeds: Tensor,             # (b, n, d) input embeddings
@@ -366,14 +366,15 @@ class CausalLM(_Model):
                rows: Sequence[int] | Tensor,         # (k,) the row of the cache that each new row continues
                new_ids: Sequence | Tensor,           # (k,) or (k, m) token ids to append
                every: bool = False,                  # logits after every new token, not only after the last
-               ) -> tuple[Tensor, object]:           # (k, V), or (k, m, V) if `every`; the new cache
+               keep: int | None = None,              # logits after so many of the last new tokens
+               ) -> tuple[Tensor, object]:           # (k, V), or (k, m, V) if `every`, or (k, keep, V); the new cache
         "Continue chosen rows of a cache, each with its own new tokens: as many positions of the model as there are new tokens."
         rows, new_ids = (torch.as_tensor(x, dtype=torch.long, device=self.device) for x in (rows, new_ids))
         if new_ids.ndim == 1: new_ids = new_ids[:, None]
         if len(rows) != len(new_ids): raise ValueError(f"rows and new_ids must be of one length, got {len(rows)} and {len(new_ids)}")
         self._check(cache.get_seq_length() + new_ids.shape[1])
-        out = self._call(last=not every, input_ids=new_ids, use_cache=True, **{self._cache_key: _select(cache, rows)})
-        return (out.logits if every else out.logits[:, -1]), getattr(out, self._cache_key)
+        out = self._call(last=0 if every else keep or 1, input_ids=new_ids, use_cache=True, **{self._cache_key: _select(cache, rows)})
+        return (out.logits if every else out.logits[:, -keep:] if keep else out.logits[:, -1]), getattr(out, self._cache_key)
 
     @cached_property
     def _cache_key(self) -> str: return "cache" if "cache" in self._takes else "past_key_values"  # transformers renamed it in 5.24

@@ -52,6 +52,41 @@ def _hidden(lm: CausalLM, embeds: Tensor) -> Tensor: # (b, n, d) what the output
     return lm.model.base_model(inputs_embeds=embeds.to(lm.dtype), use_cache=False).last_hidden_state
 
 # %% ../nbs/07_objective.ipynb #79cb233e
+import copy
+from collections import Counter
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int: # how many tokens two texts begin with together
+    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+
+def _spine(seqs: Sequence[tuple[int, ...]]) -> list[int]:
+    "The tokens that most texts agree on: at each position the commonest one of those that agreed so far, as long as two do."
+    spine = []
+    while seqs := [s for s in seqs if len(s) > len(spine)]:
+        token, n = Counter(s[len(spine)] for s in seqs).most_common(1)[0]
+        if n == 1: break
+        seqs = [s for s in seqs if s[len(spine)] == token]
+        spine.append(token)
+    return spine
+
+def _batches(leaves: dict[int, list], # depth -> the rows that leave the spine there
+             n: int,                  # positions of a row, the spine's included
+             call: int,               # a call of the model costs as much as so many positions
+             ) -> list[tuple[int, list]]: # (depth to read from, rows)
+    "The cheapest way to read all rows: those that leave at neighbouring depths share a call where it costs less than the positions it repeats."
+    at, best = sorted(leaves), [(0, [])]
+    for j in range(1, len(at) + 1):
+        merged = [(i, sum((leaves[d] for d in at[i:j]), [])) for i in range(j)]
+        best.append(min((best[i][0] + call + len(rows)*(n - at[i]), best[i][1] + [(at[i], rows)]) for i, rows in merged))
+    return best[-1][1]
+
+def _crop(cache, n: int): # a cache -> its first n positions, the memory shared; None where they are gone (a sliding window)
+    if n == cache.get_seq_length(): return cache
+    new = copy.copy(cache)
+    new.layers = [copy.copy(layer) for layer in cache.layers]
+    try: new.crop(n - cache.get_seq_length())
+    except (RuntimeError, ValueError): return None
+    return new
+
 @dataclass
 class TargetText:
     "Mean cross-entropy of a wanted continuation of the prompt, in nats a token of the continuation."
@@ -61,30 +96,67 @@ class TargetText:
     def __post_init__(self):
         self.ids = self.lm.tokenizer(self.text, add_special_tokens=False)["input_ids"]
         if not self.ids: raise ValueError(f"text {self.text!r} has no tokens for {self.lm.name}: give a continuation that is not empty")
+        self._kept, self._whole = ([], None), False # the last spine and its cache; whether the model's caches cannot be cut
     @property
     def model(self) -> CausalLM: return self.lm
     @property
     def label(self) -> str: return f"text {self.text!r}"
 
-    def exact_ids(self, seqs: Sequence[Sequence[int]], start: int = 1) -> Tensor:
-        "Prompts -> `(N,)` losses, without gradients. `start` tokens shared by all are read once."
-        start = min([start, *(len(s) - 1 for s in seqs)])
-        if start < 1 or len({tuple(s[:start]) for s in seqs}) > 1 or len({len(s) for s in seqs}) > 1:
-            return torch.cat([self.lm.nll([list(s) + self.ids], prefix_len=len(s), mean=True) for s in seqs])
-        _, cache = self.lm.prefill([list(seqs[0][:start])])
-        rest = torch.tensor([list(s[start:]) + self.ids[:-1] for s in seqs])
-        logits, _ = self.lm.extend(cache, [0] * len(seqs), rest, every=True)
-        logits = logits[:, -len(self.ids):].float()
-        labels = torch.tensor(self.ids, device=logits.device).expand(len(seqs), -1)
-        return F.cross_entropy(logits.transpose(1, 2), labels, reduction="none").mean(1)
+    @torch.no_grad()
+    def exact_ids(self, seqs: Sequence[Sequence[int]], # N prompts, of any lengths
+                  start: int = 1,                      # how many tokens are given; not needed here, what is shared is found
+                  ) -> Tensor:                         # (N,) losses
+        "Exact losses, without gradients. What a prompt shares with most others is read once and kept for the next call; so is each prompt. Raises `ValueError` for an empty one."
+        rows = list(dict.fromkeys(map(tuple, seqs)))
+        if not all(rows): raise ValueError(f"{self.lm.name}: the text has no tokens")
+        spine, cache = self._shared(rows)
+        lengths, found = {}, {}
+        for r in rows: lengths.setdefault(len(r), {}).setdefault(min(_common(r, spine), len(r) - 1), []).append(r)
+        size = max(1, 2**26 // (len(self.ids)*len(self.lm.embedding_table))) # rows whose logits take 256 MB
+        for n, leaves in lengths.items():
+            for depth, batch in _batches(leaves, n + len(self.ids) - 1, 32 if self.lm.device.type == "cpu" else 4096):
+                for part in (batch[i:i + size] for i in range(0, len(batch), size)): found.update(zip(part, self._after(cache, depth, part)))
+        return torch.stack([found[tuple(s)] for s in seqs]) if found else torch.zeros(0, device=self.lm.device)
+
+    def _shared(self, rows: list[tuple[int, ...]]) -> tuple[list[int], object]:
+        "What most rows share, and its cache; only what all share, for a model whose caches cannot be cut."
+        spine = _spine(rows) if len(rows) > 1 else list(rows[0][:_common(rows[0], self._kept[0]) or -1]) if rows else []
+        for _ in range(2):
+            if self._whole: spine = spine[:min(min(_common(r, spine), len(r) - 1) for r in rows)]
+            cache = self._read(spine) if spine else None
+            if self._whole or cache is None or _crop(cache, len(spine) - 1): break
+            self._whole = True
+        return spine, cache
+
+    def _read(self, spine: list[int]) -> object:
+        "A cache of these tokens; where the last call's begin like them, its cache is used."
+        kept, cache = self._kept
+        shared = _common(kept, spine)
+        cache = _crop(cache, shared) if shared else None
+        if cache is None: cache = self.lm.prefill([spine])[1]
+        elif shared < len(spine): cache = self.lm.extend(cache, [0], [spine[shared:]])[1]
+        self._kept = spine, cache
+        return cache
+
+    def _after(self, cache: object, depth: int, rows: list[tuple[int, ...]]) -> Tensor: # (len(rows),)
+        "The losses of rows of one length, of which the first `depth` tokens are in the cache."
+        ids = torch.tensor([list(r[depth:]) + self.ids[:-1] for r in rows], device=self.lm.device)
+        if depth: return self._mean(self.lm.extend(_crop(cache, depth), [0]*len(rows), ids, keep=len(self.ids))[0])
+        self.lm._check(ids.shape[1])
+        return self._mean(self.lm._call(last=len(self.ids), input_ids=ids, use_cache=False).logits)
+
+    def _mean(self, logits: Tensor) -> Tensor: # (b, at least len(ids), V), the last of which predict the text -> (b,)
+        logits = logits[:, -len(self.ids):].float().flatten(0, 1)
+        labels = torch.tensor(self.ids, device=logits.device).repeat(len(logits)//len(self.ids))
+        return F.cross_entropy(logits, labels, reduction="none").view(-1, len(self.ids)).mean(1)
 
     def losses(self, embeds: Tensor, mask: Tensor | None = None) -> Tensor:
-        "`(b, n, d)` prompts, one length each row -> `(b,)`, differentiable."
-        tail = self.lm.embed(self.ids[:-1]).expand(len(embeds), -1, -1)
+        "`(b, n, d)` prompts, padded at the right -> `(b,)`, differentiable."
         if mask is not None and not mask.all(): return torch.cat([self.losses(e[m.bool()][None]) for e, m in zip(embeds, mask)])
-        logits = self.lm.logits(torch.cat([embeds, tail.to(embeds)], 1))[:, embeds.shape[1] - 1:].float()
-        labels = torch.tensor(self.ids, device=logits.device).expand(len(embeds), -1)
-        return F.cross_entropy(logits.transpose(1, 2), labels, reduction="none").mean(1)
+        tail = self.lm.embed(self.ids[:-1]).expand(len(embeds), -1, -1)
+        embeds = torch.cat([embeds, tail.to(embeds)], 1)
+        self.lm._check(embeds.shape[1])
+        return self._mean(self.lm._call(last=len(self.ids), inputs_embeds=embeds.to(self.lm.dtype), use_cache=False).logits)
 
 # %% ../nbs/07_objective.ipynb #40c227c4
 def last_logits(lm: CausalLM,   # any causal model
