@@ -318,7 +318,8 @@ class CausalLM(_Model):
         if mask is not None:
             inputs["attention_mask"] = mask
             if "position_ids" in self._takes: inputs["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)  # padding may be at either end
-        if last and "logits_to_keep" in self._takes: inputs["logits_to_keep"] = int(last)
+        if last and "logits_to_keep" in self._takes:  # as a tensor: it gathers, so the rows lie side by side; a slice would be multiplied row by row, 3 times as slow
+            inputs["logits_to_keep"] = torch.arange(-last, 0, device=self.device)
         return self.model(**inputs)
 
     def logits(self, embeds: Tensor,             # (b, n, d) input embeddings
@@ -358,7 +359,7 @@ class CausalLM(_Model):
             if len({len(r) for r in ids}) != 1: raise ValueError(f"ids must be rows of one length, got lengths {sorted({len(r) for r in ids})}")
             ids = torch.tensor([list(r) for r in ids])
         self._check(ids.shape[1])
-        out = self._call(last=True, input_ids=ids.to(self.device), use_cache=True)
+        out = self._call(last=1, input_ids=ids.to(self.device), use_cache=True)
         return out.logits[:, -1], getattr(out, self._cache_key)
 
     @torch.no_grad()

@@ -1,0 +1,26 @@
+"""From the folders of `fuse-nb evaluate` to data/results_captioning.json: scores with intervals, and the objective compared photograph by photograph.
+
+    python tests/results_captioning.py --references FILE --out data/results_captioning.json NAME=DIR NAME=DIR ...   # the first is compared with the others
+"""
+import argparse, json, time
+from pathlib import Path
+
+import numpy as np
+
+from fuse_nb.captioning import WEIGHTS
+from fuse_nb.evaluation import compare_values, read_references, result_row, score_report
+
+p = argparse.ArgumentParser()
+p.add_argument("runs", nargs="+", metavar="NAME=DIR"); p.add_argument("--references", required=True); p.add_argument("--out", required=True, type=Path); p.add_argument("--about", default="")
+a = p.parse_args()
+references, rows, losses = read_references(a.references), [], {}
+for name, folder in (r.split("=", 1) for r in a.runs):
+    lines = [json.loads(line) for line in (Path(folder)/"captions.jsonl").read_text(encoding="utf-8").splitlines()]
+    report = score_report({r["id"]: r["caption"] for r in lines}, {r["id"]: references[r["id"]] for r in lines})
+    losses[name] = {r["id"]: sum(WEIGHTS[k]*v for k, v in r["terms"].items()) for r in lines}   # the same objective for all, whatever each minimized
+    seconds = np.array([r["seconds"] for r in lines])
+    rows.append(result_row(name, report, objective=round(float(np.mean(list(losses[name].values()))), 4), evaluations=round(float(np.mean([r["evaluations"] for r in lines]))),
+                           seconds=dict(median=round(float(np.median(seconds)), 1), least=round(float(seconds.min()), 1), most=round(float(seconds.max()), 1))))
+first, *others = losses
+compared = {o: {k: round(v, 6) for k, v in compare_values(losses[first], losses[o]).items()} for o in others}
+a.out.write_text(json.dumps(dict(about=a.about, date=time.strftime("%Y-%m-%d"), versions=lines[0]["versions"], objective={f"{first} against {o}": c for o, c in compared.items()}, rows=rows), indent=1))
