@@ -99,5 +99,6 @@ def draw(photo,          # a path, a PIL picture or a uint8 array
         height = np.array([weights.get(name, 1.0)*r["terms"][name] for r in rows])
         right.bar(steps, height, bottom=below, color=COLORS[k], label=f"{name} × {weights.get(name, 1.0):g}", width=.85)
         below += height
+    right.xaxis.get_major_locator().set_params(integer=True)
     claim(right, f"The best objective falls to {result.loss:.2f}", "step (tokens appended)", "objective (weighted loss)", legend=True)
     return fig

@@ -72,7 +72,7 @@ def _models(a: argparse.Namespace) -> int:
 # %% ../nbs/12_cli.ipynb #d53b4e86
 def _score(a: argparse.Namespace) -> int:
     from fuse_nb.evaluation import score_files
-    report = score_files(a.predictions, a.references, metrics=a.metrics.split(",") if a.metrics else None)
+    report = score_files(a.predictions, a.references, metrics=a.metrics.split(",") if a.metrics else None, split=a.split, subset=a.subset, drop_empty=a.drop_empty)
     print(json.dumps(report.to_json(), indent=1) if a.json else report.table())
     return 0
 
@@ -101,6 +101,9 @@ def _parser() -> argparse.ArgumentParser:
     q = add("score", _score, "score captions that any system wrote")
     q.add_argument("predictions", metavar="PREDICTIONS"); q.add_argument("references", metavar="REFERENCES")
     q.add_argument("--metrics", metavar="A,B", help="Bleu_1..4, METEOR, ROUGE_L, CIDEr, SPICE (default: all that can run here)")
+    q.add_argument("--split", metavar="NAME", help="keep one split of the files (Karpathy's: train, val, test, restval)")
+    q.add_argument("--subset", action="store_true", help="score the captions that there are, although other pictures have references too")
+    q.add_argument("--drop-empty", action="store_true", help="leave out captions without a word, and say so, instead of refusing them")
     q.add_argument("--json", action="store_true", help="print the whole report as JSON")
     q = add("evaluate", _evaluate, "caption a folder of pictures and score the captions")
     q.add_argument("--images", required=True, metavar="DIR"); q.add_argument("--references", metavar="FILE"); q.add_argument("--out", required=True, metavar="DIR")

@@ -638,3 +638,16 @@ def test_contact_sheet(place):
 def test_import_is_light():
     code = "import sys, fuse_nb.evaluation; print([m for m in ('torch', 'transformers', 'matplotlib', 'accelerate', 'pycocoevalcap') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}).stdout.strip() == "[]"
+
+
+@needs_java
+def test_score_command_takes_the_readers_options(tmp_path, capsys):
+    from fuse_nb.cli import main
+    for name, data in dict(p={"1": "a dog runs", "2": ""}, r={"1": ["a dog runs on the beach"], "2": ["a cat"], "3": ["a bus"]}).items(): (tmp_path/f"{name}.json").write_text(json.dumps(data))
+    command = ["score", str(tmp_path/"p.json"), str(tmp_path/"r.json"), "--metrics", "CIDEr"]
+    assert main(command) == 2 and "subset" in capsys.readouterr().err
+    assert main([*command, "--subset"]) == 2 and "2" in capsys.readouterr().err
+    assert main([*command, "--subset", "--drop-empty"]) == 0
+    out = capsys.readouterr().out
+    assert "empty caption" in out and "no caption" in out
+    assert main([*command, "--split", "val"]) == 2 and "val" in capsys.readouterr().err
