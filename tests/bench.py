@@ -36,6 +36,35 @@ def search(device):
     return {"fit of 40,000 words, l = 1..4 (s)": dict(value=fit, target=15), "bridge backward over the target's own, 64 texts": dict(value=pulled/backward, target=0.10)}
 
 
+def step(device):
+    "One AutoDAN step (4 texts of 12 tokens, 256 candidates each) against a plain forward pass of the target on the same texts, and against both models on whole texts."
+    import skimage.data
+    from fuse_nb.models import CausalLM, ImageTextModel
+    from fuse_nb.objective import Objective, Term
+    from fuse_nb.optimizer import AutoDAN
+    lm, eye = CausalLM.from_pretrained("smollm2-135m", device=device), ImageTextModel.from_pretrained("imagenet-minilm", device=device)
+    prefix = "An image of a small cat that sits on an old table"
+    def run(**options):
+        objective = Objective(Term(lm), Term(eye.image(skimage.data.chelsea()), 22.0, name="image"))
+        seen = []
+        r = AutoDAN(beam=4, steps=3, progress=False, callback=lambda row: seen.append(set(objective.terms[1]._seen)), **options).minimize(objective, prefix)
+        return r.trace[2]["seconds"] - r.trace[1]["seconds"], sorted(seen[2] - seen[1]), objective
+    seconds, texts, objective = min((run(ranker="lm", candidates=256) for _ in range(3)), key=lambda x: x[0])
+    image, rows = objective.terms[1], lm.tokenize(texts)
+    def plain():                                                                       # batches of 64, padded, in the order they come
+        out = []
+        with torch.no_grad():
+            for i in range(0, len(texts), 64):
+                ids, mask = eye.pad(eye.tokenize(texts[i:i + 64]))
+                out.append(image.loss.losses(eye.embed(ids), mask))
+        return torch.cat(out)
+    target, both = timed(plain, 2), timed(lambda: (plain(), lm.nll(rows, prefix_len=len(lm.tokenize([prefix])[0]), mean=True)), 1)
+    assert torch.allclose(plain().cpu(), image.exact(texts), atol=1e-4)
+    return {f"AutoDAN step over a plain target forward, {len(texts)} texts": dict(value=seconds/target, target=1.5, seconds=seconds),
+            "both models on whole texts over an AutoDAN step": dict(value=both/seconds, target=5, seconds=both),
+            "AutoDAN step with the default ranker, 16 candidates (s)": dict(value=min(run()[0] for _ in range(3)))}
+
+
 def caption(device):
     "Process start to caption, warm cache; the median of three."
     import skimage.data
@@ -51,7 +80,7 @@ if __name__ == "__main__":
     p = argparse.ArgumentParser()
     p.add_argument("--device", default="cpu"); p.add_argument("--out", default="out/bench.json")
     a = p.parse_args()
-    found = dict(machine=f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {a.device}", date=time.strftime("%Y-%m-%d"), algebra=bench_algebra.run(a.device), search=search(a.device), caption=caption(a.device))
+    found = dict(machine=f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {a.device}", date=time.strftime("%Y-%m-%d"), algebra=bench_algebra.run(a.device), search=search(a.device), step=step(a.device), caption=caption(a.device))
     Path(a.out).parent.mkdir(parents=True, exist_ok=True)
     Path(a.out).write_text(json.dumps(found, indent=1))
     print(json.dumps({k: v for k, v in found.items() if k != "algebra"}, indent=1))
