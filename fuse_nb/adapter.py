@@ -248,7 +248,7 @@ class _Apply:
                 total, w = (Y - self.mean.to(Y)).square().sum((1, 2)).double().cpu(), f[word[i]]
                 sums += torch.stack([torch.tensor(len(i), dtype=torch.float64), error.sum(), total.sum(), (w*error).sum(), (w*total).sum()])
         def said(s): return dict(words=int(s[0]), r2=_ratio(s[1], s[2]), r2_weighted=_ratio(s[3], s[4]))
-        return said(sum(rows.values())) | dict(by_class={l: said(s) for l, s in sorted(rows.items()) if s[0]})
+        return said(sum(rows.values(), torch.zeros(5, dtype=torch.float64))) | dict(by_class={l: said(s) for l, s in sorted(rows.items()) if s[0]})
 
 def _ratio(error, total) -> float | None: return round(1 - (error/total).item(), 6) if total > 0 else None
 

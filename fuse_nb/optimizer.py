@@ -305,7 +305,7 @@ class _FixedLength:
 # %% ../nbs/09_optimizer.ipynb #5b6ea7a8
 @dataclass
 class GCG(_FixedLength, Search):
-    "Greedy coordinate gradient: swap one token a step, shortlisted by the gradient, chosen by exact evaluation."
+    "Greedy coordinate gradient: swap one token a step, shortlisted by the gradient, chosen by exact evaluation. The best swap is taken even where it is worse than the text before it; the result is the best text of all steps."
     steps: int = 100
     length: int = 10        # tokens of the text, where no init is given
     candidates: int = 128   # swaps evaluated exactly, a step
