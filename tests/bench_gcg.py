@@ -82,8 +82,8 @@ def at(rows, seconds, clock): # best loss after so many seconds; clock: 0 wall, 
     return next((r[2] for r in reversed(rows) if r[clock] <= seconds), None)
 
 
-def summary(runs):
-    "Steps a second of both, their ratio, and the best losses after equal processor time."
+def summary(runs, seconds):
+    "Steps a second of both, their ratio, and the best losses after equal processor time and after equal steps. Every run lasted `seconds` or longer."
     table = {}
     for tool in ("nanogcg", "fuse_nb"):
         mine = [r["rows"] for r in runs if r["tool"] == tool]
@@ -91,9 +91,9 @@ def summary(runs):
     equal = []
     for seed in sorted({r["seed"] for r in runs}):
         pair = {r["tool"]: r["rows"] for r in runs if r["seed"] == seed}
-        end, n = min(rows[-1][1] for rows in pair.values()), min(map(len, pair.values()))
-        equal.append(dict(seed=seed, processor_seconds=end, **{tool: at(rows, end, 1) for tool, rows in pair.items()}, steps=n, **{f"{tool} after these steps": rows[n - 1][2] for tool, rows in pair.items()}))
-    mean = {k: sum(e[k] for e in equal)/len(equal) for k in equal[0] if k not in ("seed", "processor_seconds", "steps")}
+        n = min(map(len, pair.values()))
+        equal.append(dict(seed=seed, **{tool: at(rows, seconds, 1) for tool, rows in pair.items()}, steps=n, **{f"{tool} after these steps": rows[n - 1][2] for tool, rows in pair.items()}))
+    mean = {k: sum(e[k] for e in equal)/len(equal) for k in equal[0] if k not in ("seed", "steps")}
     return dict(table=table, ratio={k: table["fuse_nb"][k]/table["nanogcg"][k] for k in table["nanogcg"]}, equal_time=equal, mean_loss=mean)
 
 
@@ -119,7 +119,7 @@ if __name__ == "__main__":
     prefix, suffix = chat.split("{text}")
     encode, check = lambda t: lm.tokenizer(t, add_special_tokens=False)["input_ids"], TargetText(lm, TARGET)
     task = dict(model="smollm2-135m, float32", prefix=prefix, suffix=suffix, target=TARGET, start=START, prefix_tokens=len(encode(prefix)), suffix_tokens=len(encode(suffix)), target_tokens=len(check.ids),
-                candidates=a.candidates, topk=a.topk, nanogcg_batch=a.nanogcg_batch)
+                candidates=a.candidates, topk=a.topk, nanogcg_batch=a.nanogcg_batch, seconds=a.seconds)
     out = json.loads(a.out.read_text()) if a.out.exists() else dict(date=time.strftime("%Y-%m-%d"), **task, runs=[])
     if changed := [k for k, v in task.items() if out[k] != v]: raise SystemExit(f"{a.out} was made with another {', '.join(changed)}: take another --out")
     for seed in sorted(set(range(a.seeds)) - {r["seed"] for r in out["runs"]}):
@@ -131,6 +131,6 @@ if __name__ == "__main__":
             assert abs(again - loss) < 1e-3, (text, loss, again)
         out["machine"] = f"{platform.machine()}, {a.threads} thread(s), torch {torch.__version__}, {a.device}; {nano['versions']}"
         out["runs"] += [dict(tool=r["tool"], seed=seed, text=r["text"], rows=[[round(w, 2), round(p, 2), round(loss, 5), n] for w, p, loss, n in r["rows"]]) for r in pair]
-        out.update(summary(out["runs"]))
+        out.update(summary(out["runs"], a.seconds))
         save(a.out, out)
     print(json.dumps({k: out[k] for k in ("table", "ratio", "equal_time", "mean_loss")}, indent=1))
