@@ -79,7 +79,8 @@ def environment(python: Path):
 
 
 def at(rows, seconds, clock): # best loss after so many seconds; clock: 0 wall, 1 process
-    return next((r[2] for r in reversed(rows) if r[clock] <= seconds), None)
+    if rows[0][clock] > seconds: raise SystemExit(f"no step ended within {seconds} seconds: give more --seconds")
+    return next(r[2] for r in reversed(rows) if r[clock] <= seconds)
 
 
 def summary(runs, seconds):
