@@ -469,6 +469,12 @@ def _default_words(words, frequencies) -> tuple[list[str], np.ndarray | None, st
         return *word_list(n), f"wordfreq en {n}"
     return list(words), frequencies, "given"
 
+def _listed(words) -> str | int | None:
+    "What tells one choice of words from another."
+    if words is None or isinstance(words, int): return words
+    if not isinstance(words, Spellings): return _hash(list(words))
+    return _hash([*words.words, *(str(x.tolist()) for x in (words.frequencies, *(part for group in words.groups.values() for part in group)))])
+
 class FuseAdapter(_Stored):
     "The map from a source model's embeddings of a word to a target model's: one tensor for each number of tokens (Williams & Kolter 2024)."
     def __repr__(self) -> str: return f"FuseAdapter({self.config['source']['name']} -> {self.config['target']['name']}, l = {sorted(self.tensors)}, {len(self.pairs)} pairs, {self.nbytes/1e6:.1f} MB)"
@@ -529,8 +535,7 @@ class FuseAdapter(_Stored):
     @classmethod
     def cached(cls, source, target, **options) -> FuseAdapter:
         "`fit` with these options, or what an earlier run of the same fit has left in the cache folder. A damaged or unwritable cache costs one line and time."
-        words = options.get("words")
-        listed = words if words is None or isinstance(words, int) else _hash(list(words))
+        listed = _listed(options.get("words"))
         prints = [{k: v for k, v in fingerprint(m).items() if k not in ("name", "revision")} for m in (source, target)]
         rest = {k: np.asarray(v).tolist() if k == "frequencies" else v for k, v in options.items() if k not in ("words", "chunk")}
         key = _hash([json.dumps([FORMAT, prints, listed, version("wordfreq"), rest], sort_keys=True, default=list)])[:20]

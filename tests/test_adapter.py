@@ -421,11 +421,15 @@ def test_the_cache_saves_the_second_fit(monkeypatch):
         if options.pop("words_changed", False): words = words[:-1]
         get(**options); get(**options)
         assert len(fits) == n
+    for forms in (FORMS, FORMS[:1]):                 # what `spell` made of a list, too
+        words = spell(source(), target(), some_words(200), forms=forms)
+        assert same(get(), get())
+    assert len(fits) == 8
     other = source(); other.embedding_table = other.embedding_table*2
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConditionWarning)
         FuseAdapter.cached(other, target(), words=words)
-    assert len(fits) == 7
+    assert len(fits) == 9
 
 
 def test_a_damaged_cache_fits_again(tmp_path, caplog):
