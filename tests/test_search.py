@@ -1,16 +1,18 @@
-"Gradient, objective and rankers against their definitions, on tiny models of random weights. The optimizers: `test_optimizer.py`."
+"Gradient, objective, rankers and the optimizers' cached losses against their definitions, on tiny models of random weights. The searches: `test_optimizer.py`."
+import logging
 import math
-import warnings
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+import fuse_nb.ranking as ranking
 from fuse_nb.adapter import FuseAdapter, fingerprint
 from fuse_nb.gradient import bridge, pull, route
 from fuse_nb.models import CausalLM, Classifier, TextEncoder
 from fuse_nb.objective import (Fluency, NextTokens, Objective, Penalty, TargetText, Term, ZeroShotLabel, banned, gradient, length, non_ascii, repetition)
+from fuse_nb.optimizer import GCG, AutoDAN, RandomSearch, Result, evaluate
 from fuse_nb.ranking import (RANKERS, Combined, Fuse, Ranker, State, Surrogate, allowed_tokens, calibrate, get_ranker, ridge_fit, spelling_table, tangents,
                              token_strings, word_table)
 from test_models import BERT, SIZES, V, byte_bpe, causal, word_pieces
@@ -311,6 +313,21 @@ def test_gradient_of_source_terms(made, family):
     close(slope, 2*(grad*step).sum((1, 2)), 2e-2)
 
 
+def test_gradient_of_a_bridged_term_with_a_template(made):
+    "Weights, templates and rows: the sum of the naive gradients of every term."
+    lm, target, adapter = made["gpt2"], made["pieces"], made["gpt2-pieces"]
+    goal = target.text("the dog ran")
+    seqs = [s[:5] for s in lm.tokenize(["a cat on a mat the", "unbelievable"])]
+    loss, grad = gradient(Objective(Term(lm, 0.7), Term(goal, 22.0, adapter, "two people: ", " ride"), Term(length(3), 9.0)), seqs, 2)
+    own = gradient(Objective(Term(lm, 0.7)), seqs, 2)
+    for b, ids in enumerate(seqs):
+        leaf = target.embed([words_of(lm, target, ids, "two people: ", " ride")[0]]).clone().requires_grad_()
+        value = goal.losses(leaf)
+        there, = torch.autograd.grad(value.sum(), leaf)
+        close(loss[b], own[0][b] + 22*value[0].detach(), 1e-4)
+        close(grad[b], own[1][b] + 22*naive_pull(adapter, ids, there[0], "two people: ", " ride"), 1e-3)
+
+
 # --- rankers -----------------------------------------------------------------------------------------------------------------------------
 
 def state_of(lm, text, chosen=0, right="", **more):
@@ -446,3 +463,169 @@ def test_tables(made):
     ids = pieces.tokenizer("espr", add_special_tokens=False)["input_ids"]
     close(spelling_table(lm, pieces)[strings.index("espr")], pieces.embedding_table[ids].mean(0))
     assert table.shape == (V, 32) and (spelling_table(lm, pieces)[1] == 0).all() == (not pieces.tokenizer(strings[1].strip(), add_special_tokens=False)["input_ids"])
+
+
+def again(model, **attributes):
+    "The same model as a new object, which has kept nothing yet."
+    new = type(model)(model.name, model.model, model.tokenizer, "cpu")
+    for name, value in attributes.items(): setattr(new, name, value)
+    return new
+
+
+def all_tables(lm, target): return token_strings(lm), spelling_table(lm, target), word_table(lm, target)
+
+
+def test_tables_read_from_the_cache_equal_the_fresh_ones(made, monkeypatch, tmp_path, caplog):
+    lm, target, cached = made["gpt2"], made["pieces"], ranking.cached
+    fresh = all_tables(again(lm), again(target))
+    same = lambda a, b: a[0] == b[0] and torch.equal(a[1], b[1]) and torch.equal(a[2], b[2])
+    with monkeypatch.context() as m:
+        m.setattr(ranking, "cached", lambda name, load, make, save: cached(name, load, lambda: pytest.fail(f"{name} is made again"), save))
+        assert same(all_tables(again(lm), again(target)), fresh)
+    kept = [f for f in (tmp_path/"tables").glob("*/*") if f.is_file()]
+    assert len(kept) == 3
+    for f in kept: f.write_bytes(f.read_bytes()[:100])
+    with caplog.at_level(logging.WARNING, logger="fuse_nb"): assert same(all_tables(again(lm), again(target)), fresh)
+    assert len(caplog.records) == 3 and all("damaged" in r.getMessage() for r in caplog.records)
+    assert same(all_tables(again(lm), again(target)), fresh) and len(caplog.records) == 3
+
+
+def test_a_table_of_another_model_is_not_taken(made, caplog):
+    lm, target, strings = made["gpt2"], made["pieces"], token_strings(made["gpt2"])
+    all_tables(again(lm), again(target))
+    other = bert("pieces", target.tokenizer, target.embedding_table)  # name, tokens and vectors alike; its layers differ
+    with torch.no_grad():
+        for p in other.model.encoder.parameters(): p.normal_(0, 0.3)
+    close(word_table(again(lm), other)[strings.index("mat")], other.encode(["mat"])[0], 1e-2)
+    assert "not what it was" in caplog.text
+    second = bert("second", target.tokenizer)
+    close(spelling_table(again(lm), second)[strings.index("mat")], second.embedding_table[second.tokenizer("mat", add_special_tokens=False)["input_ids"]].mean(0))
+
+
+def test_sources_of_one_name_have_tables_of_their_own(made):
+    lm, target = made["gpt2"], again(made["pieces"])
+    other = CausalLM(lm.name, lm.model, word_pieces(), "cpu")  # the name of a folder says nothing of what was changed in memory
+    first = all_tables(again(lm), target)
+    for a, b, c in zip(first[1:], all_tables(other, target)[1:], all_tables(again(other), again(target))[1:]):
+        assert torch.equal(b, c) and not torch.equal(a, b)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_rankers_equal_their_definitions(made, family):
+    lm, target, adapter, weight = made[family], made["pieces"], made[f"{family}-pieces"], 20.0
+    term = Term(target.text("the dog ran"), weight, adapter, "two: ", " ride")
+    objective, s = Objective(Term(lm, 0.3), term, Term(repetition())), state_of(lm, "a photo of", chosen=1, seed=2)
+    fluency, strings, drawn = 0.3*s.fluency(), token_strings(lm), s.expansions(16)
+    close(get_ranker("lm").rank(objective, s), fluency)
+    alone = term.loss.exact(["An image of a" + t if t[:1].isspace() else t.strip() for t in strings])
+    close(get_ranker("words").rank(objective, s), fluency + weight*alone, weight*2e-3)  # the table is kept in half precision
+    naive = {}  # of each expansion word: loss, gradient at its own target tokens, gradient through the adapter
+    for v in drawn.tolist():
+        there, groups = words_of(lm, target, s.left + [v], "two: ", " ride")
+        leaf = target.embed([there]).clone().requires_grad_()
+        loss = term.loss.losses(leaf)
+        grad = torch.autograd.grad(loss.sum(), leaf)[0][0]
+        naive[v] = loss.item(), grad[next(t for w, t in groups if len(s.left) in w)].sum(0), naive_pull(adapter, s.left + [v], grad, "two: ", " ride")[len(s.left)]
+    known = torch.tensor([naive[v][0] for v in drawn.tolist()])
+    spelled = torch.stack([target.embedding_table[i].mean(0) if i else torch.zeros(32) for i in target.tokenizer([t.strip() for t in strings], add_special_tokens=False)["input_ids"]])
+    for name, k, table in (("vocabulary", 1, spelled), ("fuse", 2, lm.embedding_table)):
+        said = calibrate(table @ torch.stack([naive[v][k] for v in drawn.tolist()]).mean(0), drawn, known)
+        assert said.std() > 0
+        close(get_ranker(name).rank(objective, s), fluency + weight*said, 1e-3)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_the_published_order_is_read_at_the_first_word_of_the_text(made, family):
+    "Begin-of-text tokens are no word."
+    lm, target, adapter = made[family], made["pieces"], made[f"{family}-pieces"]
+    term = Term(target.text("the dog ran"), 20.0, adapter, "two: ", " ride")
+    s = state_of(lm, "a photo of")
+    slot = lm.tokenizer("!", add_special_tokens=False)["input_ids"]
+    there, groups = words_of(lm, target, s.left + slot, "two: ", " ride")
+    leaf = target.embed([there]).clone().requires_grad_()
+    grad, = torch.autograd.grad(term.loss.losses(leaf).sum(), leaf)
+    first = min(t for w, t in groups if w and t)[0]
+    said = get_ranker("as-published").rank(Objective(Term(lm, 0.3), term), s)
+    close(said, 20*(lm.embedding_table @ (adapter.tensors[1][..., 0] @ grad[0, first])) - s.logprobs, 1e-3)
+
+
+# --- what the optimizers keep, against evaluations from scratch ----------------------------------------------------------------------------
+
+@pytest.mark.parametrize("strategy", ["greedy", "beam", "uniform-cost"])
+@pytest.mark.parametrize("family, suffix", [("gpt2", ""), ("qwen2", " on a mat"), ("llama", " on a mat"), ("gemma", "")])
+def test_every_loss_of_autodan_equals_one_from_scratch(made, family, suffix, strategy):
+    lm, nodes = made[family], {}
+    terms = lambda: (Term(lm, 0.5), Term(made["pieces"].text("the dog ran"), 20.0), Term(NextTokens(made["llama"], "the ball"), prefix="two: "), Term(repetition()))
+    keep = lambda row: nodes.update({tuple(n["ids"]): n for n in row["frontier"] + row.get("open", [])})
+    r = AutoDAN(steps=5, beam=3, candidates=6, ranker="lm", strategy=strategy, callback=keep, progress=False).minimize(Objective(*terms(), source=lm), "a photo of", suffix)
+    left, right = lm.tokenize(["a photo of"])[0], lm.tokenizer(suffix, add_special_tokens=False)["input_ids"] if suffix else []
+    assert len(r.trace) == 5 and {len(i) - len(left) for i in nodes} == {1, 2, 3, 4, 5} or strategy == "uniform-cost" and len(nodes) > 20
+    rows = [[*i, *right] for i in nodes]
+    scratch = Objective(*terms(), source=lm)
+    close(torch.tensor([n["total"] for n in nodes.values()]), scratch(rows, len(left)).total, 1e-4)
+    logprobs = [full_logits(lm, list(i)).log_softmax(-1) for i in nodes]
+    close(torch.tensor([n["nll"] for n in nodes.values()]), torch.stack([-p[range(len(left) - 1, len(i) - 1), i[len(left):]].sum() for i, p in zip(nodes, logprobs)]), 1e-4)
+    assert all(n["count"] == len(i) - len(left) for i, n in nodes.items()) and r.ids[:len(left)] == left and r.ids[len(r.ids) - len(right):] == right
+    total, each = scratch([r.ids], len(left))[0]
+    assert r.loss == pytest.approx(total, abs=1e-4) and r.terms == pytest.approx(each, abs=1e-4)
+
+
+def test_a_device_that_only_says_out_of_memory(made):
+    "MPS raises a plain RuntimeError."
+    class Small(Objective):
+        sizes, fault = [], "MPS backend out of memory (MPS allocated: 9 GB)"
+        def __call__(self, seqs, start=1):
+            self.sizes.append(len(seqs))
+            if len(seqs) > 2: raise RuntimeError(self.fault)
+            return super().__call__(seqs, start)
+    terms, rows = (Term(made["gpt2"], 0.5), Term(made["pieces"].text("a dog"))), made["gpt2"].tokenize(TEXTS + ["a cup"])
+    small, want = Small(*terms), Objective(*terms)(rows, 1)
+    got = evaluate(small, rows, 1)
+    close(got.total, want.total)
+    for name in want.terms: close(got.terms[name], want.terms[name])
+    assert small.sizes[0] == 7 and max(small.sizes[1:]) < 7
+    small.fault = "shapes do not fit"
+    with pytest.raises(RuntimeError, match="shapes"): evaluate(small, rows, 1)
+
+
+class Interrupted(Spelled):
+    "Ctrl-C arrives in the evaluation after `after` of them."
+    after = None
+    def exact(self, texts):
+        if len(self.seen) == self.after: raise KeyboardInterrupt
+        return super().exact(texts)
+
+
+SEARCHES = dict(beam=lambda: AutoDAN(steps=4, beam=2, candidates=8, progress=False), gcg=lambda: GCG(steps=4, length=8, candidates=24, progress=False),
+                random=lambda: RandomSearch(steps=4, length=8, candidates=24, progress=False))
+SEARCHES["uniform-cost"] = lambda: AutoDAN(steps=4, beam=2, candidates=8, strategy="uniform-cost", progress=False)
+
+
+def interrupted_search(made, name, after=None, resume=None): # the result, and after how many evaluations of the loss there is something to keep
+    loss = Interrupted(made["twin"], SENTENCE)
+    loss.after = after
+    r = SEARCHES[name]().minimize(Objective(Term(loss, adapter=made["same"]), source=made["gpt2"]), "a photo of", seed=7, resume=resume)
+    return r, range(2 if isinstance(SEARCHES[name](), AutoDAN) else 1, len(loss.seen))
+
+
+@pytest.mark.parametrize("name", list(SEARCHES))
+def test_an_interruption_in_the_middle_of_a_step(made, name):
+    "Most of a step is evaluation, so that is where Ctrl-C arrives; a continued run does the step again."
+    whole, points = interrupted_search(made, name)
+    assert len(points) >= 4 and len(whole.trace) == 4
+    for after in points:
+        part, _ = interrupted_search(made, name, after)
+        assert part.stopped == "interrupted" and len(part.trace) < 4 and part.loss >= whole.loss
+        rest, _ = interrupted_search(made, name, resume=Result.from_json(part.to_json()))
+        assert (rest.text, rest.ids, rest.evaluations, rest.stopped) == (whole.text, whole.ids, whole.evaluations, whole.stopped)
+        assert [t["text"] for t in rest.trace] == [t["text"] for t in whole.trace] and rest.loss == pytest.approx(whole.loss, abs=1e-5)
+    with pytest.raises(KeyboardInterrupt): interrupted_search(made, name, 0)  # nothing was evaluated yet
+
+
+@pytest.mark.parametrize("name", list(SEARCHES))
+def test_what_a_broken_off_step_dropped_is_not_counted_twice(made, name):
+    whole, points = interrupted_search(made, name)
+    assert whole.dropped > 0
+    for after in points[::2]:
+        rest, _ = interrupted_search(made, name, resume=Result.from_json(interrupted_search(made, name, after)[0].to_json()))
+        assert rest.dropped == whole.dropped == rest.trace[-1]["dropped"]
