@@ -12,7 +12,7 @@ from tokenizers.models import WordPiece
 from torch.testing import assert_close
 
 import fuse_nb.adapter as A
-from fuse_nb.adapter import CLASSES, FORMS, FuseAdapter, Spellings, ridge_path, shrink, spell
+from fuse_nb.adapter import CLASSES, FORMS, RIDGES, FuseAdapter, Spellings, ridge_path, shrink, spell
 from fuse_nb.pseudoinverse import ConditionWarning, GramAccumulator
 from fuse_nb.tproduct import bcirc, fold, frequencies, tprod, ttranspose, unfold
 from fuse_nb.words import word_ids
@@ -141,6 +141,48 @@ def test_weights_are_powers_of_the_frequency():
     w = torch.as_tensor(spelled.frequencies)**0.25   # the root of the weight
     expected = torch.linalg.lstsq(w[:, None]*s.embedding_table.double(), w[:, None]*t.embedding_table.double()).solution
     assert_close(T.double(), expected, rtol=0, atol=1e-5)
+
+
+def noisy(counts, n, seed=0):
+    "A world as `world` makes it, whose target has noise; and the part of each word as `fit` draws it: 0 fit, 1 ridge, 2 only for the score."
+    s, t, spelled, _ = world(counts, max, n, seed)
+    t.embedding_table = t.embedding_table + torch.randn(t.embedding_table.shape, generator=torch.Generator().manual_seed(seed + 1))
+    order, k, part = np.random.default_rng(0).permutation(len(spelled.words)), round(0.1*len(spelled.words)), torch.zeros(len(spelled.words), dtype=torch.long)
+    part[order[:k]], part[order[k:2*k]] = 1, 2
+    return s, t, spelled, part
+
+
+def tubes_of(model, spelled, side, l, keep):
+    return {ab: torch.nn.functional.pad(model.embedding_table[g[side][keep[g[0]]]].mT, (0, l - ab[side - 2])).double() for ab, g in spelled.groups.items()}
+
+
+def ridged(X, Y, ridge, prior):
+    "The definition: the T that minimizes |X*T - Y|^2 + lambda |T - prior|^2, by block-circulant matrices."
+    B = bcirc(X)
+    G = B.T @ B
+    lam = ridge*G.diagonal().mean()
+    return fold(torch.linalg.solve(G + lam*torch.eye(len(G), dtype=G.dtype), B.T @ unfold(Y) + lam*unfold(prior)), X.shape[2])
+
+
+def test_a_pair_is_shrunk_to_its_class_and_rare_pairs_have_none():
+    s, t, spelled, part = noisy([(1, 3), (2, 3), (3, 3)], 40)
+    spelled.groups[2, 3] = tuple(x[:D] for x in spelled.groups[2, 3])             # eight words, some of them not for the fit
+    assert (part[spelled.groups[2, 3][0]] > 0).any()
+    adapter = fit(s, t, words=spelled, max_tokens=3, ridge=0.3)
+    X, Y = (tubes_of(m, spelled, k, 3, part < 2) for m, k in ((s, 2), (t, 3)))
+    T = ridged(torch.cat(list(X.values())), torch.cat(list(Y.values())), 0.3, torch.zeros(D, E, 3, dtype=torch.float64))
+    assert_close(adapter.tensors[3].double(), T, rtol=0, atol=1e-5)
+    assert set(adapter.pairs) == {(1, 3), (3, 3)}
+    for ab, P in adapter.pairs.items(): assert_close(P.double(), ridged(X[ab], Y[ab], 0.3, T), rtol=0, atol=1e-5)
+
+
+def test_the_ridge_is_the_best_on_words_that_are_held_out():
+    s, t, spelled, part = noisy([(2, 2)], 150)
+    chosen = fit(s, t, words=spelled, max_tokens=2, classes="larger").coverage["classes"][2]["ridge"]
+    (X, Y), (H, Z) = ([tubes_of(m, spelled, k, 2, part == p)[2, 2] for m, k in ((s, 2), (t, 3))] for p in (0, 1))
+    zero = torch.zeros(D, E, 2, dtype=torch.float64)
+    r2 = np.array([1 - ((tprod(H, ridged(X, Y, r, zero)) - Z).square().sum()/(Z - Z.mean(0)).square().sum()).item() for r in RIDGES])
+    assert chosen == RIDGES[np.flatnonzero(r2 >= r2.max() - 1e-5)[0]] and 0 < chosen < RIDGES[-1]
 
 
 def test_the_fit_is_deterministic_and_does_not_depend_on_the_chunk():
@@ -408,6 +450,19 @@ def test_a_failed_write_leaves_what_was_there(copy, monkeypatch):
     assert {p.name: p.read_bytes() for p in copy.iterdir()} == before
 
 
+def test_files_are_written_aside_and_a_stop_between_them_is_noticed(copy, monkeypatch):
+    other, before, real, done = fit(seed=3), {p.name: p.read_bytes() for p in copy.iterdir()}, A.os.replace, []
+    def stop(*paths):
+        if len(done) == allowed: raise OSError("stopped")
+        done.append(paths); real(*paths)
+    monkeypatch.setattr(A.os, "replace", stop)
+    for allowed in (0, 1):
+        with pytest.raises(OSError, match="stopped"): other.save_pretrained(copy)
+        assert sorted(p.name for p in copy.iterdir()) == sorted(A.FILES)
+        assert ({p.name: p.read_bytes() for p in copy.iterdir()} == before) == (allowed == 0)
+    with pytest.raises(ValueError, match="altered"): FuseAdapter.from_pretrained(copy)
+
+
 def test_the_cache_saves_the_second_fit(monkeypatch):
     words, fits, real = some_words(200), [], FuseAdapter.fit
     monkeypatch.setattr(FuseAdapter, "fit", lambda *a, **k: (fits.append(k), real(*a, **k))[1])
@@ -415,21 +470,23 @@ def test_the_cache_saves_the_second_fit(monkeypatch):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConditionWarning)
             return FuseAdapter.cached(source(), target(), words=words, **options)
-    one = get()
-    assert same(one, get()) and len(fits) == 1
-    for n, options in enumerate([dict(classes="larger"), dict(weighting=0.5), dict(ridge={1: 0.1}), dict(frequencies=np.arange(200) + 1.0), dict(words_changed=True)], 2):
+    one, two = get(), get()
+    assert same(one, two) and len(fits) == 1 and (two.source.name, two.target.name) == ("source", "target")
+    for n, options in enumerate([dict(classes="larger"), dict(weighting=0.5), dict(ridge={1: 0.1}), dict(seed=1), dict(frequencies=np.arange(200) + 1.0), dict(words_changed=True)], 2):
         if options.pop("words_changed", False): words = words[:-1]
         get(**options); get(**options)
         assert len(fits) == n
     for forms in (FORMS, FORMS[:1]):                 # what `spell` made of a list, too
         words = spell(source(), target(), some_words(200), forms=forms)
         assert same(get(), get())
-    assert len(fits) == 8
-    other = source(); other.embedding_table = other.embedding_table*2
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConditionWarning)
-        FuseAdapter.cached(other, target(), words=words)
     assert len(fits) == 9
+    models = [source(), target()]
+    for n, m in enumerate(models, 10):               # another source, and then another target
+        m.embedding_table = m.embedding_table*2
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConditionWarning)
+            FuseAdapter.cached(*models, words=words)
+        assert len(fits) == n
 
 
 def test_a_damaged_cache_fits_again(tmp_path, caplog):
