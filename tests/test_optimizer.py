@@ -143,10 +143,20 @@ def test_uniform_cost_returns_to_an_older_text_after_an_interruption(made):
     mislead = lambda: Objective(Term(Penalty("maze", lambda t: len(t) % 7 + 0.1*(sum(map(ord, t)) % 10))), source=made["gpt2"])
     whole = search(made, "uniform-cost", mislead(), **options)
     assert any(len(b["frontier"][0]["ids"]) <= len(a["frontier"][0]["ids"]) for a, b in zip(whole.trace[2:], whole.trace[3:]))  # it did go back
+    nodes = [n for t in whole.trace for n in t["frontier"] + t.get("open", [])]
+    close(torch.tensor([n["nll"] for n in nodes]), made["gpt2"].nll([n["ids"] for n in nodes], prefix_len=4), 1e-4)
     part = search(made, "uniform-cost", mislead(), callback=stop, **options)
-    rest = search(made, "uniform-cost", mislead(), resume=Result.from_json(part.to_json()), **options)
+    kept = Result.from_json(part.to_json())
+    rest = search(made, "uniform-cost", mislead(), resume=kept, **options)
     same_result(rest, whole)
     assert [[n["ids"] for n in t["frontier"]] for t in rest.trace] == [[n["ids"] for n in t["frontier"]] for t in whole.trace]
+
+
+def test_a_continued_run_leaves_what_it_continues_as_it_is(made):
+    first = search(made, "uniform-cost", steps=2)
+    text = first.to_json()
+    search(made, "uniform-cost", steps=4, resume=first)
+    assert first.to_json() == text
 
 
 @pytest.mark.parametrize("kind", ["beam", "gcg", "random-l0", "pez"])
