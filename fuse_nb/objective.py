@@ -16,7 +16,7 @@ from .gradient import bridge
 
 # %% auto #0
 __all__ = ['Fluency', 'TargetText', 'last_logits', 'NextTokens', 'ZeroShotLabel', 'Penalty', 'repetition', 'non_ascii', 'length',
-           'banned', 'Term', 'Values', 'Objective', 'gradient']
+           'banned', 'in_halves', 'Term', 'Values', 'Objective', 'gradient']
 
 # %% ../nbs/07_objective.ipynb #2b21f09c
 @dataclass
@@ -44,6 +44,8 @@ class Fluency:
         logits = self.lm.logits(embeds)[:, start - 1:-1].float()
         shift = logits.logsumexp(-1)
         hidden = _hidden(self.lm, embeds)[:, start - 1:-1].float()
+        if not torch.allclose(logits[0, -1], out.weight.float() @ hidden[0, -1], rtol=1e-2, atol=1e-2*logits[0, -1].abs().max().item()):
+            raise ValueError(f"{self.lm.name}: its logits are more than the product of hidden state and output embedding (a scale, a bias or a soft cap): a vector has no log-probability there")
         scale = out.weight.float().norm() / table.float().norm()  # Gemma scales its input embeddings
         return (shift - (hidden * embeds[:, start:].float()).sum(-1) * scale).mean(-1)
 
@@ -149,6 +151,10 @@ class TargetText:
         logits = logits[:, -len(self.ids):].float().flatten(0, 1)
         labels = torch.tensor(self.ids, device=logits.device).repeat(len(logits)//len(self.ids))
         return F.cross_entropy(logits, labels, reduction="none").view(-1, len(self.ids)).mean(1)
+
+    def exact(self, texts: Sequence[str]) -> Tensor:
+        "The same for prompts as texts."
+        return self.exact_ids(self.lm.tokenize(list(texts)))
 
     def losses(self, embeds: Tensor, mask: Tensor | None = None) -> Tensor:
         "`(b, n, d)` prompts, padded at the right -> `(b,)`, differentiable."
@@ -264,6 +270,14 @@ def banned(*words: str # words that must not occur, in any case
     if not words: raise ValueError("banned needs at least one word")
     return Penalty("banned", lambda t, no={w.lower() for w in words}: sum(w in no for w in _words(t)))
 
+# %% ../nbs/07_objective.ipynb #1e942235
+def in_halves(f: Callable, rows: Sequence) -> list: # what f gave for each part
+    "`f(rows)` in one piece, or in halves, quarters, ... where a piece does not fit the device's memory."
+    try: return [f(rows)]
+    except (torch.OutOfMemoryError, RuntimeError) as e:
+        if "out of memory" not in str(e).lower() or len(rows) <= 1: raise
+    return in_halves(f, rows[:len(rows)//2]) + in_halves(f, rows[len(rows)//2:])
+
 # %% ../nbs/07_objective.ipynb #61ea1030
 class Term:
     "One weighted loss of an objective."
@@ -285,7 +299,9 @@ class Term:
     def exact(self, texts: Sequence[str]) -> Tensor: # (N,) float32 on the CPU
         "The loss of each text, each distinct text evaluated once in the term's life."
         new = list(dict.fromkeys(t for t in texts if t not in self._seen))
-        if new: self._seen.update(zip(new, self.loss.exact([self.prefix + t + self.suffix for t in new]).float().tolist()))
+        if new:
+            parts = in_halves(lambda some: self.loss.exact([self.prefix + t + self.suffix for t in some]).float().cpu(), new)
+            self._seen.update(zip(new, torch.cat(parts).tolist()))
         return torch.tensor([self._seen[t] for t in texts])
 
     def remember(self, texts: Sequence[str], losses: Tensor) -> None:
@@ -349,6 +365,7 @@ def gradient(objective: Objective,   # what is minimized
     total = embeds.new_zeros(len(embeds))
     for t in objective.terms:
         if isinstance(t.loss, Fluency): total = total + t.weight * t.loss.embed_losses(embeds, start)
+        elif not hasattr(t.loss, "losses"): continue
         elif t.model is source and hasattr(t.loss, "exact_ids"): total = total + t.weight * t.loss.losses(embeds)
         elif t.adapter is not None: total = total + t.weight * t.loss.losses(*bridge(t.adapter, embeds, seqs, t.prefix, t.suffix))
     if not total.requires_grad: raise ValueError("no term of the objective has a gradient: give a term an adapter")

@@ -10,7 +10,7 @@ from pathlib import Path
 import json, os, time
 import torch
 from torch import Tensor
-from .objective import Fluency, Objective, Values, gradient
+from .objective import Fluency, Objective, Values, gradient, in_halves
 from .ranking import Ranker, State, allowed_tokens, get_ranker
 
 # %% auto #0
@@ -87,11 +87,12 @@ class Run:
         self.left, self.right = self.source.bos_ids + encode(prefix), encode(suffix)
         if not self.left: raise ValueError("prefix is empty, and the source's tokenizer has no begin-of-text token: give a prefix of at least one token")
         self.start, self.began = len(self.left), time.perf_counter()
-        self.best, self.trace, self.evaluations, self.dropped, self.stopped = None, [], 0, 0, "steps"
+        self.best, self.trace, self.evaluations, self.dropped, self.stopped, self.known = None, [], 0, 0, "steps", {}
         if resume is not None:
-            self.trace, self.evaluations, self.dropped = list(resume.trace), resume.evaluations, resume.dropped
+            last = resume.trace[-1] if resume.trace else vars(resume)      # a step that was broken off is done again: what it counted does not count
+            self.trace, self.evaluations, self.dropped = [dict(r) for r in resume.trace], last["evaluations"], last["dropped"]
             self.best = (resume.loss, resume.ids, resume.text, resume.terms)
-            self.began -= resume.seconds
+            self.began -= last["seconds"]
 
     def survivors(self, rows: Sequence[Sequence[int]]) -> list[int]: # indices
         "Which rows a text gives back."
@@ -102,9 +103,17 @@ class Run:
         self.dropped += len(rows) - len(keep)
         return keep
 
+    def values(self, rows: Sequence[Sequence[int]]) -> Values:
+        "The objective of these rows; each is evaluated, and counted, once in a run."
+        if new := [r for r in map(tuple, rows) if r not in self.known]:
+            found = evaluate(self.objective, list(map(list, new)), self.start)
+            self.known.update((r, found[i]) for i, r in enumerate(new))
+            self.evaluations += len(new)
+        each = [self.known[tuple(r)] for r in rows]
+        return Values(torch.tensor([t for t, _ in each]), {k: torch.tensor([terms[k] for _, terms in each]) for k in each[0][1]})
+
     def offer(self, values: Values, rows: Sequence[Sequence[int]], results: Sequence[bool] | None = None) -> None:
-        "Count these evaluations, and keep the best of those that may be results (None: all) if it beats the best so far."
-        self.evaluations += len(rows)
+        "Keep the best of those that may be results (None: all) if it beats the best so far."
         total = values.total if results is None else values.total.masked_fill(~torch.tensor(results), float("inf"))
         i = int(total.argmin())
         if not total[i].isfinite(): return
@@ -150,20 +159,24 @@ def drive(run: Run, step: Callable[[int], list | tuple[list, list]]) -> Result: 
         if run.best is None: raise
         run.stopped = "interrupted"
     except StopIteration: run.stopped = "no candidates left"
-    except FloatingPointError as e:
-        if run.best is None: raise
-        run.stopped = f"not a number at step {len(run.trace) + 1}: {e}"
+    except (FloatingPointError, ValueError) as e:
+        if run.best is None or isinstance(e, ValueError) and len(run.trace) == first: raise    # bad input shows in the first step
+        run.stopped = f"{'not a number' if isinstance(e, FloatingPointError) else 'an error'} at step {len(run.trace) + 1}: {e}"
     return run.result()
 
 # %% ../nbs/09_optimizer.ipynb #f8af2005
-def evaluate(objective: Objective, rows: list[list[int]], start: int) -> Values:
+def evaluate(objective: Objective, rows: list[list[int]], start: int,
+             fluency: Tensor | None = None, # (N,) the source's fluency where it is known already
+             ) -> Values:
     "The objective of all rows, in as few batches as fit the device's memory."
-    try: return objective(rows, start)
-    except (torch.OutOfMemoryError, RuntimeError) as e:
-        if "out of memory" not in str(e).lower() or len(rows) == 1: raise
-    half = len(rows)//2
-    a, b = evaluate(objective, rows[:half], start), evaluate(objective, rows[half:], start)
-    return Values(torch.cat([a.total, b.total]), {k: torch.cat([v, b.terms[k]]) for k, v in a.terms.items()})
+    def known(t, at): return fluency[at] if fluency is not None and isinstance(t.loss, Fluency) else None
+    def read(at):
+        part = [rows[i] for i in at]
+        if fluency is None: return objective(part, start)
+        texts = objective.texts(part)
+        return objective.sum({t.name: f if (f := known(t, at)) is not None else t.loss.exact_ids(part, start).float().cpu() if hasattr(t.loss, "exact_ids") else t.exact(texts) for t in objective.terms})
+    parts = in_halves(read, range(len(rows)))
+    return Values(torch.cat([p.total for p in parts]), {k: torch.cat([p.terms[k] for p in parts]) for k in parts[0].terms})
 
 # %% ../nbs/09_optimizer.ipynb #3cbda481
 @dataclass
@@ -221,6 +234,10 @@ class AutoDAN(Search):
 
         def step(k: int) -> list[dict]:
             nonlocal frontier, older
+            fits = [n for n in frontier if len(n.ids) + len(run.right) < run.source.max_length]
+            if frontier and not fits and run.best is None: raise ValueError(f"prefix and suffix have {len(run.left) + len(run.right)} tokens, {run.source.name} takes {run.source.max_length} at most: nothing can be added")
+            if not fits: raise StopIteration
+            frontier = fits
             logprobs = reader.logprobs(frontier)
             states = [State(run.source, node.ids, logprobs[row], allowed, run.right, node.nll, node.count, seed=hash((seed, k, row))) for row, node in enumerate(frontier)]
             new = []
@@ -252,9 +269,8 @@ class AutoDAN(Search):
         nodes, rows = [nodes[i] for i in keep], [rows[i] for i in keep]
         if not nodes: return []
         fluency = None if run.right else torch.tensor([n.nll/n.count for n in nodes])  # tokens after the slot have to be read again
-        texts = run.objective.texts(rows)
-        values = run.objective.sum({t.name: fluency if fluency is not None and isinstance(t.loss, Fluency) else t.loss.exact_ids(rows, run.start).float().cpu() if hasattr(t.loss, "exact_ids") else t.exact(texts)
-                                    for t in run.objective.terms})
+        values = evaluate(run.objective, rows, run.start, fluency)
+        run.evaluations += len(rows)
         for n, total in zip(nodes, values.total.tolist()): n.total = total
         ended = [bool(end) and n.ids[-1] == end[0] for n in nodes]
         run.offer(values, rows, ended if end else None)
@@ -284,13 +300,22 @@ class _FixedLength:
     "What optimizers of a text of fixed length share."
     def _begin(self, objective, prefix, suffix, seed, init, resume):
         run, allowed = Run(self, objective, prefix, suffix, seed, resume), allowed_tokens(objective.source, self.ascii)
-        given = objective.source.tokenizer(init, add_special_tokens=False)["input_ids"] if init else _random_ids(allowed, self.length, torch.Generator().manual_seed(seed))
         if resume is not None and resume.trace: given = resume.trace[-1]["frontier"]
+        else: given = objective.source.tokenizer(init, add_special_tokens=False)["input_ids"] if init else self._random_start(run, allowed, seed)
         if not given: raise ValueError(f"init {init!r} has no tokens")
         if run.best is None:
             row = [run.left + given + run.right]
-            run.offer(evaluate(objective, row, run.start), row)
+            run.offer(run.values(row), row)
         return run, allowed, list(given)
+
+    def _random_start(self, run, allowed, seed):
+        "Random tokens that survive decoding and encoding; the last draw if none of 100 does."
+        g = torch.Generator().manual_seed(seed)
+        for _ in range(100):
+            given = _random_ids(allowed, self.length, g)
+            if run.survivors([run.left + given + run.right]): break
+        run.dropped = 0                                                     # these were no candidates
+        return given
 
     def _try(self, run: Run, found: list[list[int]]) -> tuple[list[list[int]], Values] | None:
         "Evaluate what survives of these texts, each once."
@@ -298,7 +323,7 @@ class _FixedLength:
         rows = [run.left + f + run.right for f in found]
         keep = run.survivors(rows)
         if not keep: return None
-        values = evaluate(run.objective, [rows[i] for i in keep], run.start)
+        values = run.values([rows[i] for i in keep])
         run.offer(values, [rows[i] for i in keep])
         return [found[i] for i in keep], values
 

@@ -122,13 +122,13 @@ def calibrate(raw: Tensor,    # (V,) predictions in any unit
 def spelling_table(source: CausalLM, target) -> Tensor: # (V, d_target) float32 on the CPU
     "The mean of the target's embeddings of each source token's spelling; zero where it has none."
     known = target.__dict__.setdefault("_spelling_tables", {})
-    if source.name not in known:
+    if source.fingerprint not in known:
         def make():
             spelled = target.tokenizer([s.strip() for s in token_strings(source)], add_special_tokens=False)["input_ids"]
             return dict(ids=torch.tensor([i for ids in spelled for i in ids]), starts=torch.tensor([0] + [len(i) for i in spelled[:-1]]).cumsum(0))
         x = cached(f"tables/spellings-{_key(source, target)}", lambda d: load_file(d/"spellings.safetensors"), make, lambda x, d: save_file(x, d/"spellings.safetensors"))
-        known[source.name] = F.embedding_bag(x["ids"], target.embedding_table.detach().float().cpu(), x["starts"], mode="mean")
-    return known[source.name]
+        known[source.fingerprint] = F.embedding_bag(x["ids"], target.embedding_table.detach().float().cpu(), x["starts"], mode="mean")
+    return known[source.fingerprint]
 
 # %% ../nbs/08_ranking.ipynb #388df84b
 def word_table(source: CausalLM,             # whose tokens
@@ -138,7 +138,7 @@ def word_table(source: CausalLM,             # whose tokens
                ) -> Tensor:                  # (V, d_out) float32 on the CPU
     "The target's output for each source token in a frame. Tokens that the target spells alike are evaluated once; kept in the cache."
     known, read = target.__dict__.setdefault("_word_tables", {}), target.encode if hasattr(target, "encode") else lambda t: target._run(target.logits, t, batch_size)
-    if (source.name, frame) in known: return known[source.name, frame]
+    if (source.fingerprint, frame) in known: return known[source.fingerprint, frame]
     texts = [frame + s if s[:1].isspace() else s.strip() for s in token_strings(source)]
     def make():
         from tqdm import tqdm
@@ -156,15 +156,15 @@ def word_table(source: CausalLM,             # whose tokens
         if not torch.allclose(x["words"][x["row"][at]].float(), read([texts[at]])[0].float().cpu(), atol=0.01): raise ValueError("the target's output is not what it was")
         return x
     x = cached(f"tables/words-{_key(source, target, frame)}", load, make, lambda x, d: save_file(x, d/"words.safetensors"))
-    known[source.name, frame] = x["words"].float()[x["row"]]
-    return known[source.name, frame]
+    known[source.fingerprint, frame] = x["words"].float()[x["row"]]
+    return known[source.fingerprint, frame]
 
 # %% ../nbs/08_ranking.ipynb #b9e1fc1e
 def words_alone(term: Term, state: State) -> Tensor | None: # (V,) losses; None where the loss does not follow from the target's output
     "The loss of each token in the word table's frame."
     read, known = getattr(term.loss, "from_features", None) or getattr(term.loss, "from_logits", None), term.__dict__.setdefault("_words_alone", {})
-    if read is not None and state.source.name not in known: known[state.source.name] = read(word_table(state.source, term.model)).float().cpu()
-    return known.get(state.source.name)
+    if read is not None and state.source.fingerprint not in known: known[state.source.fingerprint] = read(word_table(state.source, term.model)).float().cpu()
+    return known.get(state.source.fingerprint)
 
 # %% ../nbs/08_ranking.ipynb #58637212
 class Ranker:
@@ -270,7 +270,7 @@ class Combined(Ranker):
         self.n, self.gradients, self.kernel, self.noise, self.share, self._tables = n, gradients, kernel, noise, share, {}
 
     def _directions(self, term, state) -> tuple[Tensor, Tensor | None]: # (V,) does the token begin a word; (V, d_out) centred unit rows of the word table
-        key = state.source.name, term.model.name
+        key = state.source.fingerprint, term.model.fingerprint
         if key not in self._tables:
             begins, table = torch.tensor([s[:1].isspace() for s in token_strings(state.source)]), None
             if words_alone(term, state) is not None:
@@ -319,7 +319,7 @@ class AsPublished(Ranker):
         ids, mask = term.model.pad(path.target_ids)
         leaf = term.model.embed(ids).detach().requires_grad_()
         grad, = torch.autograd.grad(term.loss.losses(leaf, mask).sum(), leaf)
-        first = path.word_of(0)[0].nonzero()[:1, 0].to(grad.device)                     # the first word's first target token
+        first = path.word_of(len(state.source.bos_ids))[0].nonzero()[:1, 0].to(grad.device)                     # the first word's first target token
         tube = grad[0, first][None] if len(first) else grad.new_zeros(1, 1, grad.shape[-1])
         return (state.source.embedding_table @ term.adapter.pullback(tube)[0, 0].to(state.source.embedding_table)).float().cpu()
 

@@ -52,9 +52,10 @@ def search(made, kind, objective=None, seed=0, resume=None, prefix=PREFIX, suffi
     return make(progress=False, **options).minimize(objective or objective_of(made), prefix, suffix, seed, **given)
 
 
-def same_result(a, b):
-    steps = lambda r: [{k: v for k, v in t.items() if k in ("step", "text", "evaluations", "dropped")} for t in r.trace]
-    assert (a.text, a.ids, a.evaluations, a.dropped, a.stopped) == (b.text, b.ids, b.evaluations, b.dropped, b.stopped) and steps(a) == steps(b)
+def same_result(a, b, counts=True):
+    steps = lambda r: [{k: v for k, v in t.items() if k in ("step", "text", "dropped") or counts and k == "evaluations"} for t in r.trace]
+    assert (a.text, a.ids, a.dropped, a.stopped) == (b.text, b.ids, b.dropped, b.stopped) and steps(a) == steps(b)
+    assert a.evaluations == b.evaluations if counts else a.evaluations >= b.evaluations
     assert a.loss == pytest.approx(b.loss, abs=1e-5) and a.terms == pytest.approx(b.terms, abs=1e-5)
 
 
@@ -131,7 +132,7 @@ def test_an_interrupted_run_goes_on_to_the_same_result(made, kind, after, tmp_pa
     kept = Result.from_json(tmp_path/"run.json")
     assert kept == part == Result.from_json(part.to_json()) and [p.name for p in tmp_path.glob("run*")] == ["run.json"]
     rest = search(made, kind, seed=4, steps=6, resume=kept)
-    same_result(rest, whole)
+    same_result(rest, whole, counts=not kind.startswith("random"))  # a continued run has forgotten which texts it has read: random neighbours may come again
     assert rest.seconds > part.seconds
 
 
