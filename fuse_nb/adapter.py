@@ -5,7 +5,7 @@
 # %% ../nbs/05_adapter.ipynb #e876065f
 from __future__ import annotations
 import datetime, hashlib, json, math, os, time, warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -33,15 +33,25 @@ class Spellings:
     frequencies: np.ndarray    # (N,) share of running text
     groups: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor, Tensor]] # (n_source, n_target) -> word (n,), form (n,), source ids (n, n_source), target ids (n, n_target)
 
-def _word_ids(tokenizer, words: list[str], leading_space: bool) -> list[list[int]]:
-    "`word_ids`, without building an object a word where the tokenizer has a fast backend."
+def _word_ids(tokenizer, words: list[str], leading_space: bool) -> Iterable[list[int]]:
+    "`word_ids` one by one; from the fast backend where the tokenizer has one, a few thousand at a time, so that Python's garbage collector has little to look through."
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if not getattr(tokenizer, "is_fast", False) or backend is None: return word_ids(tokenizer, words, leading_space)
+    if not getattr(tokenizer, "is_fast", False) or backend is None:
+        yield from word_ids(tokenizer, words, leading_space)
+        return
     lead = tokenizer("a", add_special_tokens=False)["input_ids"]      # this call also turns truncation and padding off
+    if not leading_space: lead = []
     encode = getattr(backend, "encode_batch_fast", backend.encode_batch)
-    ids = [e.ids for e in encode([f"a {w}" for w in words] if leading_space else words, add_special_tokens=False)]
-    if not leading_space: return ids
-    return [i[len(lead):] if i[:len(lead)] == lead else word_ids(tokenizer, [w])[0] for i, w in zip(ids, words)]
+    for k in range(0, len(words), 4096):
+        some = words[k:k + 4096]
+        for w, e in zip(some, encode([f"a {w}" for w in some] if leading_space else some, add_special_tokens=False)):
+            i = e.ids
+            yield i[len(lead):] if i[:len(lead)] == lead else word_ids(tokenizer, [w])[0]
+
+def _in_a_row(ids: Iterable[list[int]]) -> tuple[np.ndarray, np.ndarray]: # all ids; (N + 1,), where each word starts and the last one stops
+    row, at = [], [0]
+    for i in ids: row += i; at.append(len(row))
+    return np.array(row, dtype=np.int64), np.array(at)
 
 def spell(source, target,                           # anything with a `.tokenizer`
           words: Sequence[str],                     # N words
@@ -60,23 +70,30 @@ def spell(source, target,                           # anything with a `.tokenize
     found: dict[tuple[int, int], list] = {}
     for k, form in enumerate(forms):
         written = [w[:1].upper() + w[1:] for w in words] if form == "capital" else words
-        both = [_word_ids(m.tokenizer, written, form != "start") for m in (source, target)]
-        for i, (s, t) in enumerate(zip(*both)): found.setdefault((len(s), len(t)), []).append((i, k, s, t))
-    groups = {ab: tuple(torch.tensor(x).reshape(len(g), -1) if j > 1 else torch.tensor(x) for j, x in enumerate(zip(*g))) for ab, g in sorted(found.items()) if all(ab)}
-    return Spellings(words, f, groups)
+        (S, s), (T, t) = (_in_a_row(_word_ids(m.tokenizer, written, form != "start")) for m in (source, target))
+        counts = np.stack([np.diff(s), np.diff(t)], 1)
+        for a, b in np.unique(counts, axis=0).tolist():
+            if not a or not b: continue
+            i = np.flatnonzero((counts == (a, b)).all(1))
+            found.setdefault((a, b), []).append((i, np.full(len(i), k), S[s[i, None] + np.arange(a)], T[t[i, None] + np.arange(b)]))
+    return Spellings(words, f, {ab: tuple(torch.from_numpy(np.concatenate(x)) for x in zip(*found[ab])) for ab in sorted(found)})
 
 # %% ../nbs/05_adapter.ipynb #1449a0e4
 def _rows(table: Tensor, ids: Tensor) -> Tensor:
     "Embeddings of the ids, at least float32."
-    return table.detach()[ids.to(table.device)].to(torch.promote_types(table.dtype, torch.float32))
+    return torch.nn.functional.embedding(ids.to(table.device), table.detach()).to(torch.promote_types(table.dtype, torch.float32))
 
 def _tubes(table: Tensor, # (V, d) embeddings
            ids: Tensor,   # (n, a) token ids
            l: int,        # tube length
            ) -> Tensor:   # (n, d, l)
-    "The embeddings of words as tubes: zero-padded to l tokens, or cut to l."
-    out = _rows(table, ids[:, :l])
-    return torch.nn.functional.pad(out.mT, (0, l - out.shape[1]))
+    "The embeddings of words as tubes: zero-padded to l tokens, or cut to l. In memory slice by slice, as the DFT wants them."
+    out = _rows(table, ids[:, :l].T)
+    return torch.nn.functional.pad(out, (0, 0, 0, 0, 0, l - len(out))).permute(1, 2, 0)
+
+def _counts(ids: list[Tensor]) -> Tensor: # (largest id + 1,)
+    "How often each token occurs."
+    return torch.bincount(torch.cat([i.flatten() for i in ids]))
 
 def _check_model(name: str, model) -> None:
     "Raise `TypeError` if this is not something with a tokenizer, an embedding table and a name."
@@ -88,9 +105,11 @@ def _check_model(name: str, model) -> None:
 def _check_rows(name: str, model, groups) -> None:
     "Raise `ValueError` if the embedding of a token that occurs in the words is not finite, or a token is not in the table."
     table, k = model.embedding_table, 2 if name == "source" else 3
-    used = torch.cat([g[k].unique() for g in groups.values()]).unique()
+    used = _counts([g[k] for g in groups.values()]).nonzero()[:, 0]
     if used[-1] >= len(table): raise ValueError(f"{name} {model.name!r}: its tokenizer gives token {used[-1]}, its embedding_table has {len(table)} rows")
-    bad = ~torch.isfinite(table.detach()[used.to(table.device)].float()).all(1)
+    rows = _rows(table, used)
+    if math.isfinite(rows.sum().item()): return     # a cheap first look
+    bad = ~torch.isfinite(rows).all(1)
     if bad.any():
         i = int(used[bad.cpu()][0])
         raise ValueError(f"{name} {model.name!r}: embedding_table holds NaN or infinities in {int(bad.sum())} rows that these words use, the first that of token {i} ({model.tokenizer.decode([i])!r})")
@@ -111,8 +130,9 @@ def ridge_path(train: GramAccumulator,       # sums over the words to fit on
     P = [None]*len(G) if prior is None else frequencies(prior.to(train.sums["gram"]))
     for n, g, c, h, d, p in zip(count, G, C, H, D, P):
         if p is not None:
-            error = error + n*(p.conj()*(h @ p - 2*d)).sum().real/l
-            c, d = c - g @ p, d - h @ p
+            hp = h @ p
+            error = error + n*(p.conj()*(hp - 2*d)).sum().real/l
+            c, d = c - g @ p, d - hp
         if len(g) > 256: g, c, h, d = (x.to(torch.complex64 if x.is_complex() else torch.float32) for x in (g, c, h, d))
         e, V = torch.linalg.eigh(g)
         R = V.mH @ c
@@ -522,7 +542,9 @@ class FuseAdapter(_Stored):
                 if plan.rows[l]["spellings"] < plan.E.shape[1]: few.append(f"{plan.rows[l]['spellings']} of {l} token{'s'[:l > 1]}")
         if few: warnings.warn(f"fewer spellings than the source's {plan.E.shape[1]} dimensions ({', '.join(few)}): the ridge decides what they leave open", ConditionWarning, stacklevel=2)
         tensors, pairs = ({k: T.float() for k, T in d.items()} for d in (tensors, pairs))
-        mean = sum(_rows(plan.F, T).sum((0, 1)) for _, _, _, T in fits.values())/sum(T.numel() for *_, T in fits.values())
+        often = _counts([T for *_, T in fits.values()])
+        at = often.nonzero()[:, 0]
+        mean = often[at].to(plan.F.device, torch.float32) @ _rows(plan.F, at).float()/often.sum().item()
         import fuse_nb
         config = dict(format=FORMAT, version=fuse_nb.__version__, made=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"), seconds=0.0,
             source=fingerprint(source), target=fingerprint(target), max_tokens=max_tokens, classes=classes, forms=list(forms), seed=seed, center=center, weighting=weighting, holdout=holdout,
