@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import example, given, settings, strategies as st
-from tokenizers.models import WordPiece
 from torch.testing import assert_close
 
 import fuse_nb.adapter as A
@@ -21,15 +20,7 @@ from test_models import V, byte_bpe, word_pieces
 D, E = 8, 5             # dimensions of the source and of the target
 
 
-def in_order(tokenizer):
-    "The same WordPiece tokenizer with ids in one order: the trainer's differ from run to run."
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    vocabulary = special + sorted(set(tokenizer.get_vocab()) - set(special))
-    tokenizer.backend_tokenizer.model = WordPiece({w: i for i, w in enumerate(vocabulary)}, unk_token="[UNK]")
-    return tokenizer
-
-
-BPE, WORDPIECE = byte_bpe(), in_order(word_pieces())
+BPE, WORDPIECE = byte_bpe(), word_pieces()
 LETTERS = np.array(list("abcdeghiknoprst"))
 
 

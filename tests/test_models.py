@@ -45,9 +45,12 @@ def byte_bpe(template=None, **kwargs):
 
 
 def word_pieces(**kwargs):
-    t = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    "WordPiece with letters, words of up to three letters, and the two parts of longer ones: what its trainer finds differs from process to process."
+    words = sorted({w for s in SENTENCES for w in s.split()})
+    letters = sorted({c for w in words for c in w})
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *letters, *(f"##{c}" for c in letters), *(w[:3] for w in words), *(f"##{w[3:]}" for w in words if w[3:])]
+    t = Tokenizer(models.WordPiece({w: i for i, w in enumerate(dict.fromkeys(vocabulary))}, unk_token="[UNK]"))
     t.normalizer, t.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.BertPreTokenizer()
-    t.train_from_iterator(SENTENCES, trainers.WordPieceTrainer(vocab_size=V, special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]"], show_progress=False))
     t.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
     return transformers.PreTrainedTokenizerFast(tokenizer_object=t, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", **kwargs)
 

@@ -18,7 +18,6 @@ from fuse_nb.ranking import (RANKERS, Combined, Fuse, Ranker, State, Surrogate, 
 from test_models import BERT, SENTENCES, SIZES, V, byte_bpe, causal, word_pieces
 
 transformers = pytest.importorskip("transformers")
-from tokenizers import models  # noqa: E402
 close = lambda a, b, tol=1e-5: torch.testing.assert_close(a, b, atol=tol, rtol=tol)
 SENTENCE = "a photo of a cat on a mat"
 
@@ -37,15 +36,6 @@ def bert(name, tokenizer, table=None, dtype=torch.float32):
     return TextEncoder(name, model.to(dtype), tokenizer, "cpu")
 
 
-def fixed_pieces():
-    "`word_pieces` with letters, words of up to three letters, and the two parts of longer ones: what its trainer finds differs from process to process."
-    tokenizer, words = word_pieces(), sorted({w for t in SENTENCES for w in t.split()})
-    letters = sorted({c for w in words for c in w})
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *letters, *(f"##{c}" for c in letters), *(w[:3] for w in words), *(f"##{w[3:]}" for w in words if w[3:])]
-    tokenizer.backend_tokenizer.model = models.WordPiece({w: i for i, w in enumerate(dict.fromkeys(vocabulary))}, unk_token="[UNK]")
-    return tokenizer
-
-
 def source_of(family, dtype=torch.float32):
     model = causal(family)
     with torch.no_grad(): model.get_input_embeddings().weight.normal_(0, 0.3)
@@ -57,7 +47,7 @@ def made():
     "Sources, a target that cuts words in its own way, one with the first source's tokens and vectors, and adapters."
     torch.manual_seed(0)
     m = {f: source_of(f) for f in ("gpt2", "qwen2", "llama", "gemma")}
-    m["pieces"], m["twin"] = bert("pieces", fixed_pieces()), bert("twin", byte_bpe(), m["gpt2"].embedding_table.detach())
+    m["pieces"], m["twin"] = bert("pieces", word_pieces()), bert("twin", byte_bpe(), m["gpt2"].embedding_table.detach())
     eye = lambda l: torch.cat([torch.eye(32)[..., None], torch.zeros(32, 32, l - 1)], 2)
     m["same"] = adapter_of(m["gpt2"], m["twin"], {l: eye(l) for l in (1, 2, 3)})
     for f in ("gpt2", "llama"): m[f"{f}-pieces"] = adapter_of(m[f], m["pieces"], {l: torch.randn(32, 32, l) for l in (1, 2, 3)})
@@ -514,7 +504,7 @@ def test_a_table_of_another_model_is_not_taken(made, caplog):
 
 def test_sources_of_one_name_have_tables_of_their_own(made):
     lm, target = made["gpt2"], again(made["pieces"])
-    other = CausalLM(lm.name, lm.model, fixed_pieces(), "cpu")  # the name of a folder says nothing of what was changed in memory
+    other = CausalLM(lm.name, lm.model, word_pieces(), "cpu")  # the name of a folder says nothing of what was changed in memory
     first = all_tables(again(lm), target)
     for a, b, c in zip(first[1:], all_tables(other, target)[1:], all_tables(again(other), again(target))[1:]):
         assert torch.equal(b, c) and not torch.equal(a, b)
