@@ -2,16 +2,17 @@
 
     python tests/bench_inversion.py --out data/inversion.json
 """
-import argparse, json, platform, re, time
+import argparse, json, re, time
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from fuse_nb.adapter import FuseAdapter
 from fuse_nb.models import CausalLM, TextEncoder
 from fuse_nb.objective import Objective, Term
 from fuse_nb.optimizer import AutoDAN
+
+from machine import machine
 
 SENTENCES = ["The old bridge over the river was closed for repairs.", "She sold her bicycle to pay for the concert tickets.", "Heavy rain flooded the streets of the village last night.",
              "My brother plays the violin in a small orchestra.", "Scientists found water under the ice of a distant moon.", "The bakery opens at six and smells of fresh bread.",
@@ -37,4 +38,4 @@ for sentence in tqdm(SENTENCES[:a.limit]):
         row[ranker] = dict(text=r.text.strip(), cosine=round(1 - r.terms["similarity"], 4), words=round(len(words(sentence) & words(r.text))/len(words(sentence)), 3), evaluations=r.evaluations, seconds=round(r.seconds, 1))
     rows.append(row)
 a.out.write_text(json.dumps(dict(models="smollm2-135m, minilm", objective="0.5 fluency + 40 (1 - cosine)", **settings, date=time.strftime("%Y-%m-%d"),
-                                 machine=f"{platform.machine()}, {torch.get_num_threads()} thread(s), torch {torch.__version__}, {a.device}", rows=rows), indent=1))
+                                 machine=machine(a.device), rows=rows), indent=1))

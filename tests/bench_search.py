@@ -2,14 +2,15 @@
 
     python tests/bench_search.py --images DIR --runs combined:16,as-published:256 --out data/bench_search.json
 """
-import argparse, json, os, platform, time
+import argparse, json, os, time
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from fuse_nb.captioning import Captioner
 from fuse_nb.optimizer import AutoDAN
+
+from machine import machine
 
 p = argparse.ArgumentParser()
 p.add_argument("--images", required=True, type=Path); p.add_argument("--out", required=True, type=Path)
@@ -18,8 +19,7 @@ p.add_argument("--steps", type=int, default=10); p.add_argument("--beam", type=i
 p.add_argument("--limit", type=int); p.add_argument("--device", default="cpu")
 a = p.parse_args()
 
-machine = f"{platform.machine()}, {torch.get_num_threads()} thread(s), torch {torch.__version__}, {a.device}"
-found = json.loads(a.out.read_text()) if a.out.exists() else dict(models="smollm2-135m, imagenet-minilm", prefix="An image of", steps=a.steps, beam=a.beam, seed=a.seed, machine=machine, date=time.strftime("%Y-%m-%d"), rows=[])
+found = json.loads(a.out.read_text()) if a.out.exists() else dict(models="smollm2-135m, imagenet-minilm", prefix="An image of", steps=a.steps, beam=a.beam, seed=a.seed, machine=machine(a.device), date=time.strftime("%Y-%m-%d"), rows=[])
 for name in ("steps", "beam", "seed"):
     if found[name] != getattr(a, name): raise SystemExit(f"{a.out} was made with {name} {found[name]}: take another --out or the same {name}")
 done = {(r["photo"], r["ranker"], r["candidates"]) for r in found["rows"]}

@@ -3,7 +3,7 @@ The sentiment is judged by Gemma 3 270M, which is in no objective here, where it
 
     python tests/six_photographs.py --out data/captions_six.json
 """
-import argparse, json, platform, time
+import argparse, json, time
 from pathlib import Path
 
 import skimage.data, sklearn.datasets, torch
@@ -15,6 +15,8 @@ from fuse_nb.models import CausalLM, installed
 from fuse_nb.objective import ZeroShotLabel
 from fuse_nb.optimizer import AutoDAN
 from fuse_nb.ranking import Combined
+
+from machine import machine
 
 SIX = {n: Path(skimage.data.__file__).parent/n for n in ("chelsea.png", "coffee.png", "astronaut.png", "rocket.jpg")}
 SIX |= {n: Path(sklearn.datasets.__file__).parent/"images"/n for n in ("china.jpg", "flower.jpg")}
@@ -32,7 +34,7 @@ for name, photo in tqdm(SIX.items()):
         row[kind] = dict(caption=r.text.strip(), objective=round(r.loss, 3), terms={k: round(v, 4) for k, v in r.terms.items()}, seconds=round(r.seconds, 1), evaluations=r.evaluations)
     rows.append(row)
 found = dict(models="smollm2-135m, imagenet-minilm; sentiment term: smollm2-135m", sentiment_search={k: v for k, v in small.items() if k != "progress"}, date=time.strftime("%Y-%m-%d"),
-             machine=f"{platform.machine()}, {torch.get_num_threads()} thread(s), torch {torch.__version__}, {a.device}", rows=rows)
+             machine=machine(a.device), rows=rows)
 if installed("gemma3-270m"):
     judge = ZeroShotLabel(CausalLM.from_pretrained("gemma3-270m", device=a.device), "positive")
     def log_odds(texts): return torch.special.logit(torch.exp(-judge.exact([judge.prefix + t + judge.suffix for t in texts]).double())).tolist()   # the loss is softplus(-log-odds)
