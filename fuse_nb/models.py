@@ -380,11 +380,16 @@ class CausalLM(_Model):
     @cached_property
     def _cache_key(self) -> str: return "cache" if "cache" in self._takes else "past_key_values"  # transformers renamed it in 5.24
 
-def _select(cache, rows: Tensor):
-    "The `rows` of a cache as a new one. Tensors are shared until `reorder_cache` replaces them; the old cache keeps its own."
+def _twin(cache):
+    "The same cache as another object. Tensors are shared until one of the two replaces its own."
     new = copy.copy(cache)
     new.layers = [copy.copy(layer) for layer in cache.layers]
     for layer in new.layers: vars(layer).update({k: list(v) for k, v in vars(layer).items() if isinstance(v, list)})
+    return new
+
+def _select(cache, rows: Tensor):
+    "The `rows` of a cache as a new one; the old cache keeps its own."
+    new = _twin(cache)
     new.reorder_cache(rows)
     return new
 

@@ -121,12 +121,12 @@ class Run:
             total, terms = values[i]
             self.best = (total, list(map(int, rows[i])), self.objective.texts([rows[i]])[0], terms)
 
-    def record(self, step: int, frontier: list, open: list = ()) -> None:
-        "A row of the trace. What only a continued run needs, `open`, stands in the last row."
+    def record(self, step: int, frontier: list, **open: list) -> None:
+        "A row of the trace. What else a continued run needs, `open`, stands in the last row only."
         loss, _, text, terms = self.best or (None, None, "", {})
         if self.trace: self.trace[-1].pop("open", None)
         self.trace.append(dict(step=step, loss=loss, terms=terms, text=text, evaluations=self.evaluations, dropped=self.dropped,
-                               seconds=time.perf_counter() - self.began, frontier=frontier, **(dict(open=open) if open else {})))
+                               seconds=time.perf_counter() - self.began, frontier=frontier, **open))
         if self.search.callback: self.search.callback(self.trace[-1])
 
     def done(self) -> bool:
@@ -143,7 +143,7 @@ class Run:
         return Result(text, ids, loss, terms, self.trace, time.perf_counter() - self.began, self.evaluations, self.dropped, self.stopped, self.search.settings(seed=self.seed))
 
 # %% ../nbs/09_optimizer.ipynb #ab572faa
-def drive(run: Run, step: Callable[[int], list | tuple[list, list]]) -> Result: # step(k) does one step and returns what continues the run from there
+def drive(run: Run, step: Callable[[int], dict]) -> Result: # step(k) does one step and returns what continues the run from there: its `frontier`, and more
     "The loop of every optimizer: steps, progress, reasons to stop. What is found is never lost."
     from tqdm import tqdm
     first, search = len(run.trace), run.search
@@ -151,8 +151,7 @@ def drive(run: Run, step: Callable[[int], list | tuple[list, list]]) -> Result: 
     try:
         with tqdm(range(first, search.steps), initial=first, total=search.steps, desc=type(search).__name__, unit="step", leave=False, disable=disable) as bar:
             for k in bar:
-                state = step(k)
-                run.record(k + 1, *(state if isinstance(state, tuple) else (state,)))
+                run.record(k + 1, **step(k))
                 if run.best: bar.set_postfix_str(f"loss {run.best[0]:.3f} {run.best[2][-40:]!r}")
                 if run.done(): break
     except KeyboardInterrupt:
@@ -166,15 +165,12 @@ def drive(run: Run, step: Callable[[int], list | tuple[list, list]]) -> Result: 
 
 # %% ../nbs/09_optimizer.ipynb #f8af2005
 def evaluate(objective: Objective, rows: list[list[int]], start: int,
-             fluency: Tensor | None = None, # (N,) the source's fluency where it is known already
+             known: dict[str, Tensor] | None = None, # as for the objective
              ) -> Values:
     "The objective of all rows, in as few batches as fit the device's memory."
-    def known(t, at): return fluency[at] if fluency is not None and isinstance(t.loss, Fluency) else None
     def read(at):
-        part = [rows[i] for i in at]
-        if fluency is None: return objective(part, start)
-        texts = objective.texts(part)
-        return objective.sum({t.name: f if (f := known(t, at)) is not None else t.loss.exact_ids(part, start).float().cpu() if hasattr(t.loss, "exact_ids") else t.exact(texts) for t in objective.terms})
+        part = rows[at.start:at.stop]
+        return objective(part, start, {k: v[at.start:at.stop] for k, v in known.items()}) if known else objective(part, start)
     parts = in_halves(read, range(len(rows)))
     return Values(torch.cat([p.total for p in parts]), {k: torch.cat([p.terms[k] for p in parts]) for k in parts[0].terms})
 
@@ -232,7 +228,7 @@ class AutoDAN(Search):
         frontier, older = ([Node(**n) for n in saved.get(name, [])] for name in ("frontier", "open"))
         frontier = frontier or [Node(run.left, 0.0, 0)]
 
-        def step(k: int) -> list[dict]:
+        def step(k: int) -> dict:
             nonlocal frontier, older
             fits = [n for n in frontier if len(n.ids) + len(run.right) < run.source.max_length]
             if frontier and not fits and run.best is None: raise ValueError(f"prefix and suffix have {len(run.left) + len(run.right)} tokens, {run.source.name} takes {run.source.max_length} at most: nothing can be added")
@@ -251,12 +247,13 @@ class AutoDAN(Search):
             chosen = set(map(id, frontier_next))
             older = sorted((n for n in older + new if id(n) not in chosen), key=lambda n: n.total)[:64*self.beam]
             frontier = frontier_next
-            return [n.saved() for n in frontier], [n.saved() for n in older] if choose not in (greedy, beam_search) else []
+            return dict(frontier=[n.saved() for n in frontier], **({} if choose in (greedy, beam_search) else dict(open=[n.saved() for n in older])))
         return drive(run, step)
 
     def _shortlists(self, ranker, objective, states) -> list[Tensor]:
         "For each text the most promising allowed tokens, and those that the ranker has tried: their exact values are there already."
-        predicted = ranker.rank_all(objective, states) if hasattr(ranker, "rank_all") else torch.stack([ranker.rank(objective, s) for s in states])
+        together = getattr(type(ranker), "rank", None) is Ranker.rank                     # else the ranker brings a rank of its own, text by text
+        predicted = ranker.rank_all(objective, states) if together else torch.stack([ranker.rank(objective, s) for s in states])
         predicted = predicted.masked_fill(~states[0].allowed, float("inf"))
         best = predicted.topk(min(self.candidates, int(states[0].allowed.sum())), largest=False).indices
         n = getattr(ranker, "n", 0)
@@ -268,8 +265,9 @@ class AutoDAN(Search):
         keep = run.survivors(rows)
         nodes, rows = [nodes[i] for i in keep], [rows[i] for i in keep]
         if not nodes: return []
-        fluency = None if run.right else torch.tensor([n.nll/n.count for n in nodes])  # tokens after the slot have to be read again
-        values = evaluate(run.objective, rows, run.start, fluency)
+        fluency = torch.tensor([n.nll/n.count for n in nodes])
+        known = {} if run.right else {t.name: fluency for t in run.objective.terms if isinstance(t.loss, Fluency)}  # tokens after the slot have to be read again
+        values = evaluate(run.objective, rows, run.start, known)
         run.evaluations += len(rows)
         for n, total in zip(nodes, values.total.tolist()): n.total = total
         ended = [bool(end) and n.ids[-1] == end[0] for n in nodes]
@@ -343,7 +341,7 @@ class GCG(_FixedLength, Search):
         run, allowed, now = self._begin(objective, prefix, suffix, seed, init, resume)
         table, at = objective.source.embedding_table, slice(run.start, run.start + len(now))
 
-        def step(k: int) -> list[int]:
+        def step(k: int) -> dict:
             nonlocal now
             g = torch.Generator().manual_seed(hash((seed, k)))
             _, grad = gradient(objective, [run.left + now + run.right], run.start)
@@ -353,7 +351,7 @@ class GCG(_FixedLength, Search):
             which = torch.randint(lists.shape[1], (self.candidates,), generator=g)
             tried = self._try(run, [now[:p] + [lists[p, w].item()] + now[p + 1:] for p, w in zip(where.tolist(), which.tolist())])
             if tried is not None: now = tried[0][int(tried[1].total.argmin())]
-            return now
+            return dict(frontier=now)
         return drive(run, step)
 
 # %% ../nbs/09_optimizer.ipynb #cda6161b
@@ -373,14 +371,14 @@ class PEZ(_FixedLength, Search):
         x = source.embed(now).float().clone().requires_grad_()
         adam = torch.optim.AdamW([x], lr=self.lr, weight_decay=self.weight_decay)
 
-        def step(k: int) -> list[int]:
+        def step(k: int) -> dict:
             nearest = (torch.nn.functional.normalize(x.detach(), dim=-1) @ table.T).argmax(-1).cpu()
             found = ids[nearest].tolist()
             self._try(run, [found])
             _, grad = gradient(objective, [run.left + found + run.right], run.start)
             x.grad = grad[0, run.start:run.start + len(found)].float()
             adam.step()
-            return found
+            return dict(frontier=found)
         return drive(run, step)
 
 # %% ../nbs/09_optimizer.ipynb #94667c35
@@ -398,10 +396,10 @@ class RandomSearch(_FixedLength, Search):
         if self.ball not in ("l0", "l2"): raise ValueError(f"ball must be 'l0' or 'l2', got {self.ball!r}")
         run, allowed, _ = self._begin(objective, prefix, suffix, seed, init, resume)
 
-        def step(k: int) -> list[int]:
+        def step(k: int) -> dict:
             g, now = torch.Generator().manual_seed(hash((seed, k))), run.best[1][run.start:len(run.best[1]) - len(run.right)]
             self._try(run, [(self._l0 if self.ball == "l0" else self._l2)(run.source, now, allowed, g) for _ in range(self.candidates)])
-            return now
+            return dict(frontier=now)
         return drive(run, step)
 
     def _l0(self, source, now, allowed, g):

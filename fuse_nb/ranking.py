@@ -107,6 +107,10 @@ class _Pair:
     def __init__(self, term, source): self.source, self.target, self.adapter = source, term.model, term.adapter
     def pieces(self, n, m): return self.adapter.pieces(n, m) if self.adapter is not None else []
 
+def _along(source: CausalLM, gradient: Tensor) -> Tensor: # (d_source,) -> (V,) on the CPU, float32
+    "What each token's embedding says in the direction of a gradient."
+    return (source.embedding_table @ gradient.to(source.embedding_table)).float().cpu()
+
 # %% ../nbs/08_ranking.ipynb #c33351d0
 def calibrate(raw: Tensor,    # (V,) predictions in any unit
               tokens: Tensor, # (n,) tokens whose loss is known
@@ -183,7 +187,7 @@ class Ranker:
 
     def rank_all(self, objective: Objective, states: Sequence[State]) -> Tensor: # (k, V)
         "The exact part and the predicted part of the objective, in its own unit."
-        if type(self).rank is not Ranker.rank: return torch.stack([self.rank(objective, s) for s in states])   # a subclass that writes `rank` alone
+
         total = torch.zeros(len(states), len(states[0].logprobs))
         for t in objective.terms:
             if isinstance(t.loss, Fluency): total += t.weight * torch.stack([s.fluency() for s in states])
@@ -214,7 +218,7 @@ class Fuse(Ranker):
     def predict(self, term, state):
         if term.adapter is None: raise ValueError(f"the ranker 'fuse' needs an adapter for the term {term.name!r}: Term(..., adapter=FuseAdapter.cached(source, target)); 'vocabulary' does without")
         t, = tangents(term, [state], [state.expansions(self.n)])
-        raw = (state.source.embedding_table @ t.source.mean(0).to(state.source.embedding_table)).float().cpu()
+        raw = _along(state.source, t.source.mean(0))
         return calibrate(raw, t.tokens, t.losses) if self.n > 2 else t.losses.mean() + raw - raw[t.tokens].mean()
 
 class Vocabulary(Fuse):
@@ -285,9 +289,7 @@ class Combined(Ranker):
         m = min(self.n, -(-self.gradients//len(states)))
         found = tangents(term, states, [t[torch.arange(m)*len(t)//m] for t in tokens])    # evenly over the likely and the uniform ones
         slopes = [spelling_table(states[0].source, term.model) @ torch.cat([t.target for t in found]).mean(0)]
-        if term.adapter is not None:
-            E, back = states[0].source.embedding_table, torch.cat([t.source for t in found]).mean(0)
-            slopes.append((E @ back.to(E)).float().cpu())
+        if term.adapter is not None: slopes.append(_along(states[0].source, torch.cat([t.source for t in found]).mean(0)))
         return slopes
 
     def predict_all(self, term, states):
@@ -319,9 +321,9 @@ class AsPublished(Ranker):
         ids, mask = term.model.pad(path.target_ids)
         leaf = term.model.embed(ids).detach().requires_grad_()
         grad, = torch.autograd.grad(term.loss.losses(leaf, mask).sum(), leaf)
-        first = path.word_of(len(state.source.bos_ids))[0].nonzero()[:1, 0].to(grad.device)                     # the first word's first target token
+        first = path.word_of(len(state.source.bos_ids))[0].nonzero()[:1, 0].to(grad.device)  # the first word's first target token
         tube = grad[0, first][None] if len(first) else grad.new_zeros(1, 1, grad.shape[-1])
-        return (state.source.embedding_table @ term.adapter.pullback(tube)[0, 0].to(state.source.embedding_table)).float().cpu()
+        return _along(state.source, term.adapter.pullback(tube)[0, 0])
 
     def rank_all(self, objective, states):
         logprobs = torch.stack([s.logprobs for s in states])
