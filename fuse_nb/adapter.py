@@ -452,7 +452,8 @@ class _Stored(_Apply):
 
     def check(self, source=None, target=None):
         "Make sure that these are the models of the fit, and remember them. Raises `ValueError` that names whatever does not match. Returns the adapter."
-        said = [s for role, m in (("source", source), ("target", target)) if m is not None for s in _mismatch(role, self.config[role], fingerprint(m))]
+        given = [(role, m) for role, m in (("source", source), ("target", target)) if m is not None and m is not getattr(self, role)]   # those it knows were checked
+        said = [s for role, m in given for s in _mismatch(role, self.config[role], fingerprint(m))]
         if said: raise ValueError("the adapter does not fit: " + "; ".join(said))
         self.source, self.target = source or self.source, target or self.target
         return self

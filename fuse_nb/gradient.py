@@ -20,7 +20,7 @@ class Route:
     "Where each source token's gradient comes from, for a batch of sequences."
     target_ids: list[list[int]]            # B sequences of target tokens, special tokens and template included
     source_width: int                      # n, the longest source sequence
-    moves: dict[int, tuple[np.ndarray, np.ndarray]] # class l -> flat source positions (N, l) and flat target positions (N, l); -1 is padding
+    moves: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] # tokens of a piece (source, target) -> flat source positions (N, l) and flat target positions (N, l) of all such pieces; -1 is padding
     groups: Groups                         # the pairs of token ranges that spell the same words
 
     @property
@@ -44,19 +44,19 @@ def _shift(source: WordIndex, target: WordIndex, prefix: str) -> WordIndex:
     return replace(source, first=source.first + by, last=source.last + by, counts=target.counts)
 
 # %% ../nbs/06_gradient.ipynb #daf8a45a
-def _class_positions(adapter, groups, n: int, m: int) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    "Flat token positions of every piece of every word, by class; each pair of token counts is cut once."
+def _piece_positions(adapter, groups, n: int, m: int) -> dict[tuple[int, int], tuple[np.ndarray, np.ndarray]]:
+    "Flat token positions of every piece of every word, by its pair of token counts; words of the same two counts are cut alike."
     counts = np.stack([groups.source_stop - groups.source_start, groups.target_stop - groups.target_start], 1)
     pairs, which = np.unique(counts, axis=0, return_inverse=True)
-    found: dict[int, list] = {}
+    found: dict[tuple[int, int], list] = {}
     for k, (a, b) in enumerate(pairs.tolist()):
         if not (a and b): continue
         of = np.flatnonzero(which.ravel() == k)
         bases = groups.row[of] * n + groups.source_start[of], groups.row[of] * m + groups.target_start[of]
         for l, *cuts in adapter.pieces(a, b):
-            at = np.arange(l)
-            found.setdefault(l, []).append([np.where(at < c.stop - c.start, base[:, None] + c.start + at, -1) for base, c in zip(bases, cuts)])
-    return {l: tuple(np.concatenate(side) for side in zip(*parts)) for l, parts in found.items()}
+            at, sizes = np.arange(l), tuple(c.stop - c.start for c in cuts)
+            found.setdefault(sizes, []).append([np.where(at < size, base[:, None] + c.start + at, -1) for base, c, size in zip(bases, cuts, sizes)])
+    return {sizes: tuple(np.concatenate(side) for side in zip(*parts)) for sizes, parts in found.items()}
 
 # %% ../nbs/06_gradient.ipynb #37f1f320
 def route(adapter,                           # a fitted `FuseAdapter` that knows its two models
@@ -72,7 +72,7 @@ def route(adapter,                           # a fitted `FuseAdapter` that knows
     ids = [target[b][0].tolist() for b in range(len(target))]
     n, m = max(map(len, source_ids)), max(map(len, ids))
     groups = align_index(_shift(source, target, prefix), target)
-    return Route(ids, n, _class_positions(adapter, groups, n, m), groups)
+    return Route(ids, n, _piece_positions(adapter, groups, n, m), groups)
 
 # %% ../nbs/06_gradient.ipynb #669b344e
 def pull(adapter,             # a fitted `FuseAdapter`
@@ -85,9 +85,9 @@ def pull(adapter,             # a fitted `FuseAdapter`
         f"target_grad must be ({len(route.target_ids)}, {route.target_width}, d_target) for this route, got {tuple(target_grad.shape)}")
     rows = torch.cat([target_grad.reshape(B * m, d), target_grad.new_zeros(1, d)])
     out = None
-    for l, (to, source) in route.moves.items():
+    for pair, (to, source) in route.moves.items():
         at = torch.from_numpy(np.stack([to, source])).to(rows.device)
-        back = adapter.pullback(rows[at[1]]).to(rows.dtype)                          # (N, l, d_source)
+        back = adapter.pullback(rows[at[1]], pair).to(rows.dtype)                          # (N, l, d_source)
         if out is None: out = rows.new_zeros(B * route.source_width + 1, back.shape[-1])
         out.index_add_(0, at[0].flatten() % len(out), back.flatten(0, 1))            # -1 is the last row, which is thrown away
     if out is None: out = rows.new_zeros(B * route.source_width + 1, adapter.tensors[min(adapter.tensors)].shape[0])

@@ -276,9 +276,11 @@ class _Model:
         return ids.to(self.device), mask.to(self.device)
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        "Token ids of texts, special tokens included, cut to `max_length`."
+        "Token ids of texts, special tokens included, cut to `max_length`; a warning says so when one is that long."
         if isinstance(texts, str): raise TypeError("texts must be a list of strings, got one string")
-        return [list(i) for i in self.tokenizer(list(texts), truncation=True, max_length=self.max_length)["input_ids"]] if len(texts) else []
+        found = [list(i) for i in self.tokenizer(list(texts), truncation=True, max_length=self.max_length)["input_ids"]] if len(texts) else []
+        if any(len(i) >= self.max_length for i in found): warnings.warn(f"{self.name} reads {self.max_length} tokens of a text at most: the rest of a longer one is cut off, and no loss sees it", stacklevel=2)
+        return found
 
 # %% ../nbs/04_models.ipynb #e172983a
 class CausalLM(_Model):

@@ -293,6 +293,7 @@ class Term:
         self.suffix = getattr(loss, "suffix", "") if suffix is None else suffix
         self.name = name or getattr(loss, "label", type(loss).__name__)
         self.model, self._seen = getattr(loss, "model", None), {}
+        if adapter is not None and not hasattr(loss, "losses"): raise ValueError(f"the term {self.name!r} has no gradient that an adapter could bring back: leave the adapter out")
 
     def exact(self, texts: Sequence[str]) -> Tensor: # (N,) float32 on the CPU
         "The loss of each text, each distinct text evaluated once in the term's life."
@@ -350,7 +351,10 @@ class Objective:
         "Weigh and add."
         for name, v in values.items():
             if v.isnan().any(): raise FloatingPointError(f"the loss of the term {name!r} is not a number")
-        return Values(sum(t.weight * values[t.name] for t in self.terms), values)
+        total = torch.zeros_like(values[self.terms[0].name], dtype=torch.float32)
+        for t in self.terms:
+            if t.weight: total = total + t.weight * values[t.name]                 # 0 x inf is no number
+        return Values(total, values)
 
 # %% ../nbs/07_objective.ipynb #7ad4a187
 def gradient(objective: Objective,   # what is minimized

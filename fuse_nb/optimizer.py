@@ -88,7 +88,10 @@ class Run:
         if not self.left: raise ValueError("prefix is empty, and the source's tokenizer has no begin-of-text token: give a prefix of at least one token")
         self.start, self.began = len(self.left), time.perf_counter()
         self.best, self.trace, self.evaluations, self.dropped, self.stopped, self.known = None, [], 0, 0, "steps", {}
+        self.of = dict(prefix=prefix, suffix=suffix, objective=[f"{t.weight:g} x {t.name} ({getattr(t.model, 'name', 'no model')})" for t in objective.terms])
         if resume is not None:
+            for name, v in self.of.items():
+                if resume.settings.get(name, v) != v: raise ValueError(f"resume: that run had the {name} {resume.settings[name]!r}, this one has {v!r}")
             last = resume.trace[-1] if resume.trace else vars(resume)      # a step that was broken off is done again: what it counted does not count
             self.trace, self.evaluations, self.dropped = [dict(r) for r in resume.trace], last["evaluations"], last["dropped"]
             self.best = (resume.loss, resume.ids, resume.text, resume.terms)
@@ -122,9 +125,11 @@ class Run:
             self.best = (total, list(map(int, rows[i])), self.objective.texts([rows[i]])[0], terms)
 
     def record(self, step: int, frontier: list, **open: list) -> None:
-        "A row of the trace. What else a continued run needs, `open`, stands in the last row only."
+        "A row of the trace. What else a continued run needs, `open` and what was tried beside the frontier's texts, stands in the last row only."
         loss, _, text, terms = self.best or (None, None, "", {})
-        if self.trace: self.trace[-1].pop("open", None)
+        if self.trace:
+            self.trace[-1].pop("open", None)
+            self.trace[-1]["frontier"] = [{k: v for k, v in n.items() if k != "tried"} if isinstance(n, dict) else n for n in self.trace[-1]["frontier"]]
         self.trace.append(dict(step=step, loss=loss, terms=terms, text=text, evaluations=self.evaluations, dropped=self.dropped,
                                seconds=time.perf_counter() - self.began, frontier=frontier, **open))
         if self.search.callback: self.search.callback(self.trace[-1])
@@ -140,7 +145,7 @@ class Run:
     def result(self) -> Result:
         if self.best is None: raise ValueError(f"nothing was found in {len(self.trace)} steps: allow more steps or candidates")
         loss, ids, text, terms = self.best
-        return Result(text, ids, loss, terms, self.trace, time.perf_counter() - self.began, self.evaluations, self.dropped, self.stopped, self.search.settings(seed=self.seed))
+        return Result(text, ids, loss, terms, self.trace, time.perf_counter() - self.began, self.evaluations, self.dropped, self.stopped, self.search.settings(seed=self.seed, **self.of))
 
 # %% ../nbs/09_optimizer.ipynb #ab572faa
 def drive(run: Run, step: Callable[[int], dict]) -> Result: # step(k) does one step and returns what continues the run from there: its `frontier`, and more
@@ -184,8 +189,9 @@ class Node:
     total: float = float("inf") # objective
     parent: int = 0         # row of the parent in the cache
     fresh: bool = False     # is the parent in the present cache?
+    tried: list[int] = field(default_factory=list) # the tokens that were evaluated exactly in its last place, its own among them
 
-    def saved(self) -> dict: return dict(ids=self.ids, nll=self.nll, count=self.count, total=self.total)
+    def saved(self) -> dict: return dict(ids=self.ids, nll=self.nll, count=self.count, total=self.total, tried=self.tried)
 
 def greedy(new: list[Node], older: list[Node], beam: int) -> list[Node]:
     "The best of the new nodes."
@@ -235,7 +241,8 @@ class AutoDAN(Search):
             if not fits: raise StopIteration
             frontier = fits
             logprobs = reader.logprobs(frontier)
-            states = [State(run.source, node.ids, logprobs[row], allowed, run.right, node.nll, node.count, seed=hash((seed, k, row))) for row, node in enumerate(frontier)]
+            states = [State(run.source, node.ids, logprobs[row], allowed, run.right, node.nll, node.count, seed=hash((seed, k, row)),
+                            earlier=(tuple(node.ids[:-1]), node.tried) if node.tried else None) for row, node in enumerate(frontier)]
             new = []
             for row, (node, tokens) in enumerate(zip(frontier, self._shortlists(ranker, objective, states))):
                 tokens = torch.unique(torch.cat([tokens, torch.tensor(end if node.count else [], dtype=torch.long)]))
@@ -269,7 +276,9 @@ class AutoDAN(Search):
         known = {} if run.right else {t.name: fluency for t in run.objective.terms if isinstance(t.loss, Fluency)}  # tokens after the slot have to be read again
         values = evaluate(run.objective, rows, run.start, known)
         run.evaluations += len(rows)
-        for n, total in zip(nodes, values.total.tolist()): n.total = total
+        tried = {}
+        for n in nodes: tried.setdefault(n.parent, []).append(n.ids[-1])
+        for n, total in zip(nodes, values.total.tolist()): n.total, n.tried = total, tried[n.parent]
         ended = [bool(end) and n.ids[-1] == end[0] for n in nodes]
         run.offer(values, rows, ended if end else None)
         return [n for n, e in zip(nodes, ended) if not e]

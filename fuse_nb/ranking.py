@@ -5,7 +5,7 @@
 # %% ../nbs/08_ranking.ipynb #b55691f3
 from __future__ import annotations
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 import hashlib, json
 import torch
 import torch.nn.functional as F
@@ -56,6 +56,7 @@ class State:
     nll: float = 0.0        # summed negative log-likelihood of the tokens chosen so far, nats
     count: int = 0          # how many those are
     seed: int = 0           # of everything random
+    earlier: tuple[tuple[int, ...], list[int]] | None = None # in a search: the tokens left of the slot before this one, and those that were evaluated exactly in it
 
     def texts(self, tokens: Sequence[int]) -> list[str]:
         "The text with each of these tokens in the slot."
@@ -242,22 +243,30 @@ def ridge_fit(features: Sequence[Tensor], # for each of k slots (V, p), their pr
               noise: float,               # variance of what the features cannot say, in units of the losses' variance
               table: Tensor | None = None, # (V, d) more features, of prior variance `kernel`; left where they are, for there are many
               kernel: float = 1.0,
-              share: float = 0.7,         # how much of the weights' prior variance is common to all slots
+              share: float | Sequence[Tensor] = 0.7, # prior correlation of the weights of two slots; or several (k, k), of which the one is taken that makes the known losses likeliest
               level: float = 4.0,         # prior variance of each slot's own constant
-              ) -> Tensor:                # (k, V) predicted losses
+              wanted: int | None = None,  # predict for so many of the slots, the first ones; None: for all
+              ) -> Tensor:                # (wanted, V) predicted losses
     "Ridge regression in kernel form: the known losses decide the weights of all features, in all slots together."
     k, slot = len(tokens), torch.repeat_interleave(torch.arange(len(tokens)), torch.tensor([len(t) for t in tokens]))
+    shares = [torch.full((k, k), share)] if isinstance(share, float) else share
     mean = torch.stack([y.mean() for y in losses])
     spread = torch.stack([y.std() if len(y) > 1 else y.new_ones(()) for y in losses]).mean().clamp(min=1e-9)
     X, own = torch.cat([f[t] for f, t in zip(features, tokens)]), (slot[:, None] == torch.arange(k)).float()   # (N, p) and (N, k)
     K = X @ X.T
     if table is not None: T = table[torch.cat(list(tokens))]; K = K + kernel*T @ T.T
-    K = K*(share + (1 - share)*own @ own.T) + level*own @ own.T
-    alpha = torch.linalg.solve(K + noise*torch.eye(len(X)), (torch.cat(list(losses)) - mean[slot])/spread)[:, None]
-    weights = alpha*(share + (1 - share)*own)                                              # (N, k) what each known loss says in each slot
-    fit = torch.stack([f @ w for f, w in zip(features, (X.T @ weights).T)]) + level*(own*alpha).sum(0)[:, None]
+    z = (torch.cat(list(losses)) - mean[slot])/spread
+    found = []
+    for one in shares:
+        alike = one.clone().fill_diagonal_(1)[slot]                                        # (N, k) how much the slot of a known loss says about each slot
+        root = torch.linalg.cholesky(K*alike[:, slot] + level*own @ own.T + noise*torch.eye(len(X)))
+        alpha = torch.cholesky_solve(z[:, None], root)
+        found.append((-0.5*(z @ alpha).item() - root.diagonal().log().sum().item(), alpha, alike))    # the log-likelihood, up to a constant
+    _, alpha, alike = max(found, key=lambda f: f[0])
+    weights = (alpha*alike)[:, :wanted]                                                    # what each known loss says in each slot
+    fit = torch.stack([f @ w for f, w in zip(features, (X.T @ weights).T)]) + level*(own*alpha).sum(0)[:wanted, None]
     if table is not None: fit = fit + (table @ (kernel*T.T @ weights)).T
-    return mean[:, None] + spread*fit
+    return mean[:wanted, None] + spread*fit
 
 def _standard(x: Tensor, over: Tensor) -> Tensor: return (x - x[over].mean())/x[over].std().clamp(min=1e-9)
 
@@ -268,10 +277,11 @@ class Combined(Ranker):
                  gradients: int = 16,      # of how many of these, in all slots together, the gradient is taken
                  kernel: float = 1.0,      # prior variance of what the word table explains beyond the features
                  noise: float = 0.2,       # prior variance of what nothing explains
-                 share: float = 0.7):      # how much the slots have in common
+                 share: float = 0.7,       # how much the slots have in common
+                 memory: Sequence[float] = (0.0, 0.5, 1.0)): # how much of that a slot may have in common with those of the step before; the exact losses decide
         if n < 2: raise ValueError(f"n must be at least 2, got {n}")
         if gradients < 0: raise ValueError(f"gradients must be 0 or more, got {gradients}")
-        self.n, self.gradients, self.kernel, self.noise, self.share, self._tables = n, gradients, kernel, noise, share, {}
+        self.n, self.gradients, self.kernel, self.noise, self.share, self.memory, self._tables = n, gradients, kernel, noise, share, memory, {}
 
     def _directions(self, term, state) -> tuple[Tensor, Tensor | None]: # (V,) does the token begin a word; (V, d_out) centred unit rows of the word table
         key = state.source.fingerprint, term.model.fingerprint
@@ -302,8 +312,13 @@ class Combined(Ranker):
         if self.gradients:
             tangent, *adapted = [0.5*_standard(x, ok) for x in self._slopes(term, states, tokens)]
             columns += [tangent*begins, tangent*(1 - begins), *adapted]
-        losses = term.exact([text for s, t in zip(states, tokens) for text in s.texts(t)]).split([len(t) for t in tokens])
-        return ridge_fit([torch.stack(columns, 1)]*len(states), tokens, losses, self.noise, table, self.kernel, self.share)
+        earlier = dict(s.earlier for s in states if s.earlier) if not hasattr(term.loss, "exact_ids") else {}   # their losses are in the term's memory
+        slots = [*states, *(replace(states[0], left=list(left)) for left in earlier)]
+        tokens += [torch.tensor(tried) for tried in earlier.values()]
+        losses = term.exact([text for s, t in zip(slots, tokens) for text in s.texts(t)]).split([len(t) for t in tokens])
+        now = torch.arange(len(slots)) < len(states)
+        share = [self.share*torch.where(now[:, None] == now, 1.0, m) for m in (self.memory if earlier else [0.0])]
+        return ridge_fit([torch.stack(columns, 1)]*len(slots), tokens, losses, self.noise, table, self.kernel, share, wanted=len(states))
 
 class Surrogate(Combined):
     "The combination without gradients: words and exact values only."

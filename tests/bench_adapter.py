@@ -1,5 +1,6 @@
 """The choices of chapter 05's adapter against each other on held-out words, its storage forms, and what its fit costs.
-`OMP_NUM_THREADS=1 python tests/bench_adapter.py` writes data/adapter_comparison.json (about six minutes of one core); `--words` for fewer words.
+`OMP_NUM_THREADS=1 python tests/bench_adapter.py` writes data/adapter_comparison.json (about four minutes of one core); `--words` for fewer words,
+`--gemma` for the default between Gemma 3 270M and MiniLM too, whose packages must be there (`fuse-nb models` names them).
 Seconds are processor time with one thread (`time.process_time`), so that other work on the machine does not count."""
 import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")            # before torch, numpy and tokenizers are loaded
@@ -133,6 +134,7 @@ def stages(source, target, n):
 def main():
     args = argparse.ArgumentParser(description=__doc__)
     args.add_argument("--words", type=int, default=40_000)
+    args.add_argument("--gemma", action="store_true")
     args.add_argument("--out", type=Path, default=Path(__file__).parent.parent/"data/adapter_comparison.json")
     args = args.parse_args()
     torch.set_num_threads(1)
@@ -147,9 +149,13 @@ def main():
     stored = storage(bench, kept)
     back, reverse = Bench(encoder, lm, n), {}
     for name, options in REVERSE.items(): reverse[name] = back.row(name, options)[1]
+    other = {}
+    if args.gemma:
+        gemma = CausalLM.from_pretrained("gemma3-270m", device="cpu")
+        for name, pair in (("gemma3-270m -> minilm", (gemma, encoder)), ("minilm -> gemma3-270m", (encoder, gemma))): other[name] = Bench(*pair, n).row(DEFAULT, PAIRS)[1]
     out = dict(what=f"{n:,} words of wordfreq, {round(n*0.1):,} to choose the ridge on, {round(n*0.1):,} others held out for r2 (as in a text), r2_weighted (by frequency) and r2_forms (all three forms)",
                command=" ".join(["OMP_NUM_THREADS=1 python tests/bench_adapter.py", *sys.argv[1:]]), machine=f"{platform.machine()}, one thread, torch {torch.__version__.split('+')[0]}",
-               words=n, held_out=int(bench.held.sum()), rows=result, storage=stored, reverse=reverse, process_seconds=time_by_stage)
+               words=n, held_out=int(bench.held.sum()), rows=result, storage=stored, reverse=reverse, other_pairs=other, process_seconds=time_by_stage)
     part = args.out.with_suffix(".part")
     part.write_text(json.dumps(out, indent=1) + "\n")
     os.replace(part, args.out)

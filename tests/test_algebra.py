@@ -1,8 +1,11 @@
 "Laws of the t-product, of the pseudoinverse, of the streamed sums, and of the adapter's maps."
-import numpy as np
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
+from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from fuse_nb.pseudoinverse import GramAccumulator, tlstsq, tpinv
@@ -112,3 +115,79 @@ def test_adapter_pullback_is_the_adjoint_of_push(tmp_path):
     again = FuseAdapter.from_pretrained(adapter.save_pretrained(tmp_path/"adapter"))
     assert all(torch.equal(again.tensors[l], T) for l, T in adapter.tensors.items())
     with pytest.raises(ValueError, match="does not fit"): again.check(encoder, encoder)
+
+# ---- sums: saved, damaged, shared
+
+def some_sums(seed=0, d=7, e=3, l=4, **options): return GramAccumulator(d, e, l, **options).update(rand(60, d, l, seed=seed), rand(60, e, l, seed=seed + 1), weights=torch.arange(60.)/60)
+
+
+@pytest.mark.parametrize("options", [{}, dict(dtype=torch.float32), dict(products=torch.float64)])
+def test_saved_sums_go_on_as_if_they_had_never_left(tmp_path, options):
+    acc = some_sums(**options)
+    again = GramAccumulator.load(acc.save(tmp_path/"sums.safetensors"))
+    assert (again.dtype, again.products, again.eps, again.words) == (acc.dtype, acc.products, acc.eps, acc.words)
+    for a in (acc, again): a.update(rand(9, 7, 4, seed=5), rand(9, 3, 4, seed=6))
+    assert all(torch.equal(again.sums[k], v) for k, v in acc.sums.items()) and torch.equal(again.solve(0.1), acc.solve(0.1))
+    assert [p.name for p in tmp_path.iterdir()] == ["sums.safetensors"]
+
+
+def test_damaged_or_foreign_sums_are_refused(tmp_path):
+    good = some_sums().save(tmp_path/"good.safetensors").read_bytes()
+    bad = tmp_path/"bad.safetensors"
+    for cut in (0, 7, len(good)//2, len(good) - 1):
+        bad.write_bytes(good[:cut])
+        with pytest.raises(ValueError, match="not a whole safetensors file"): GramAccumulator.load(bad)
+    save_file({"gram": torch.zeros(2)}, bad)
+    with pytest.raises(ValueError, match="expected 'fuse_nb.GramAccumulator/1'"): GramAccumulator.load(bad)
+    tensors = load_file(tmp_path/"good.safetensors") | dict(gram=torch.zeros(4, 8, 8, dtype=torch.float64))
+    save_file(tensors, bad, metadata=dict(format="fuse_nb.GramAccumulator/1", eps="1e-16", products=""))
+    with pytest.raises(ValueError, match="do not fit together"): GramAccumulator.load(bad)
+    with pytest.raises(FileNotFoundError, match="nowhere"): GramAccumulator.load(tmp_path/"nowhere")
+
+
+def test_a_write_that_fails_leaves_the_old_sums(tmp_path, monkeypatch):
+    path = some_sums().save(tmp_path/"sums.safetensors")
+    before = path.read_bytes()
+    def full(tensors, part, metadata):
+        part.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr("fuse_nb.pseudoinverse.save_file", full)
+    with pytest.raises(OSError, match="No space"): some_sums(seed=9).save(path)
+    assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+def test_sums_of_other_dimensions_do_not_merge():
+    with pytest.raises(ValueError, match="d_target = 2, expected 3"): some_sums().merge(some_sums(e=2))
+
+
+REDUCE = """
+import sys, torch, torch.distributed as dist
+from fuse_nb.pseudoinverse import GramAccumulator
+rank, folder, e = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+dist.init_process_group("gloo", init_method=f"file://{folder}/meet{e}", rank=rank, world_size=2)
+g = torch.Generator().manual_seed(rank)
+acc = GramAccumulator(7, 3 if rank else e, 4, products=torch.float64 if rank else None)
+X, Y = torch.randn(50, 7, 4, generator=g), torch.randn(50, acc.d_target, 4, generator=g)
+acc.update(X, Y)
+try: acc.reduce().save(f"{folder}/{rank}.safetensors")
+except ValueError as error: print(error)
+dist.destroy_process_group()
+"""
+
+
+def test_two_processes_hold_the_sums_of_both_or_refuse_both(tmp_path):
+    def run(e):
+        jobs = [subprocess.Popen([sys.executable, "-c", REDUCE, str(r), str(tmp_path), str(e)], stdout=subprocess.PIPE, text=True) for r in (0, 1)]
+        said = [job.communicate(timeout=120)[0] for job in jobs]
+        assert [job.returncode for job in jobs] == [0, 0]
+        return said
+    run(3)
+    both, one = (GramAccumulator.load(tmp_path/f"{r}.safetensors") for r in (0, 1))
+    def words(rank):
+        g = torch.Generator().manual_seed(rank)
+        return torch.randn(50, 7, 4, generator=g), torch.randn(50, 3, 4, generator=g)
+    alone = GramAccumulator(7, 3, 4)
+    for rank in (0, 1): alone.update(*words(rank))
+    assert both.words == one.words == 100 and both.eps == one.eps >= alone.eps
+    for k, v in alone.sums.items(): assert_close(both.sums[k], v, rtol=1e-5, atol=1e-3); assert torch.equal(both.sums[k], one.sums[k])
+    assert all("processes differ" in said for said in run(2))
