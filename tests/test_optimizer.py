@@ -153,6 +153,14 @@ def test_uniform_cost_returns_to_an_older_text_after_an_interruption(made):
     assert [[n["ids"] for n in t["frontier"]] for t in rest.trace] == [[n["ids"] for n in t["frontier"]] for t in whole.trace]
 
 
+def test_a_run_is_not_continued_as_another(made):
+    first = search(made, "beam", steps=1)
+    other = Objective(Term(made["gpt2"], 1e-3), Term(Spelled(made["twin"], SENTENCE), 2.0, adapter=made["same"]), source=made["gpt2"])
+    for given, said in (dict(prefix="a picture of"), "prefix"), (dict(suffix=" mat"), "suffix"), (dict(objective=other), "objective"):
+        with pytest.raises(ValueError, match=f"resume: that run had the {said}"): search(made, "beam", steps=2, resume=first, **given)
+    assert len(search(made, "beam", steps=2, resume=first).trace) == 2
+
+
 def test_a_continued_run_leaves_what_it_continues_as_it_is(made):
     first = search(made, "uniform-cost", steps=2)
     text = first.to_json()

@@ -265,6 +265,13 @@ def test_penalties_count():
     assert banned("Photo", "image").exact(["a photo, an IMAGE of photography", "a cat"]).tolist() == [2.0, 0.0]
 
 
+def test_a_term_of_weight_zero_is_reported_and_not_summed(made):
+    lm, never = made["gpt2"], Penalty("never", lambda t: float("inf"))
+    values = Objective(Term(lm), Term(never, 0.0))(lm.tokenize(["a dog", "a cat"]))
+    assert torch.equal(values.total, values.terms["fluency"]) and values.terms["never"].isinf().all()
+    assert Objective(Term(lm, 0.0))(lm.tokenize(["a dog"])).total.tolist() == [0.0]
+
+
 def test_objective_errors(made):
     lm, nan = made["gpt2"], Penalty("odd", lambda t: float("nan") if "cat" in t else 1.0)
     with pytest.raises(FloatingPointError, match="'odd'"): Objective(Term(lm), Term(nan))(lm.tokenize(["a dog", "a cat"]))
@@ -273,6 +280,7 @@ def test_objective_errors(made):
     with pytest.raises(ValueError, match="no tokens"): TargetText(lm, "")
     with pytest.raises(ValueError, match="reference is empty"): NextTokens(lm, "")
     with pytest.raises(ValueError, match="positive, negative"): ZeroShotLabel(lm, "sad")
+    with pytest.raises(ValueError, match="'length' has no gradient.*leave the adapter out"): Term(length(3), adapter=made["same"])
     with pytest.raises(ValueError, match="same token"): ZeroShotLabel(lm, "cat", ("cat", "cat"))
     with pytest.raises(ValueError, match="at least one Term"): Objective()
     with pytest.raises(TypeError, match="wrap it"): Objective(lm)
@@ -403,6 +411,58 @@ def test_ridge_fit_equals_ridge_regression_in_primal_form():
     close(ridge_fit(X, tokens, losses, noise, table, kernel, share, level), want, 1e-3)
     plain = ridge_fit([torch.cat([x, kernel**0.5*table], 1) for x in X], tokens, losses, noise, None, 1.0, share, level)
     close(plain, want, 1e-3)
+
+
+def test_ridge_fit_takes_the_likeliest_correlation_of_slots():
+    "The world draws the slots' weights with a correlation that is one of three; the density of the known losses, from torch.distributions, must choose alike."
+    g = torch.Generator().manual_seed(3)
+    k, rows, p, noise, level, n = 4, 60, 30, 0.1, 4.0, 40
+    X, slot, chosen = torch.randn(rows, p, generator=g)/p**0.5, torch.arange(k).repeat_interleave(n), []
+    now = torch.arange(k) < 2
+    shares = [torch.where(now[:, None] == now, 0.9, 0.9*m) for m in (0.0, 1.0)]
+    for true in (0, 1, 0, 1):
+        root = torch.linalg.cholesky(shares[true].clone().fill_diagonal_(1) + 1e-6*torch.eye(k))
+        weights = root @ torch.randn(k, p, generator=g)
+        tokens = [torch.randperm(rows, generator=g)[:n] for _ in range(k)]
+        losses = [X[t] @ w + noise**0.5*torch.randn(n, generator=g) for t, w in zip(tokens, weights)]
+        spread, A = torch.stack([y.std() for y in losses]).mean(), X[torch.cat(tokens)]
+        z, own = torch.cat([y - y.mean() for y in losses])/spread, (slot[:, None] == slot).float()
+        def density(share):
+            cov = (A @ A.T)*share.clone().fill_diagonal_(1)[slot][:, slot] + level*own + noise*torch.eye(len(z))
+            return torch.distributions.MultivariateNormal(torch.zeros(len(z)).double(), cov.double()).log_prob(z.double()).item()
+        chosen.append(int(density(shares[1]) > density(shares[0])))
+        one = ridge_fit([X]*k, tokens, losses, noise, share=[shares[chosen[-1]]], level=level)
+        both = ridge_fit([X]*k, tokens, losses, noise, share=shares, level=level)
+        close(both, one); assert not torch.allclose(one, ridge_fit([X]*k, tokens, losses, noise, share=[shares[1 - chosen[-1]]], level=level), atol=1e-3)
+        close(ridge_fit([X]*k, tokens, losses, noise, share=shares, level=level, wanted=2), both[:2])
+    assert chosen == [0, 1, 0, 1]
+
+
+def test_a_slot_learns_from_the_slot_before_it(made):
+    "In a search, what a state knows of the slot before is what was evaluated there, and asking for it costs nothing; where losses say so, it is used."
+    lm, seen, calls = made["gpt2"], [], []
+    class Watch(Combined):
+        def predict_all(self, term, states):
+            seen.append([(s.left, s.earlier) for s in states]); before = set(term._seen)
+            out = super().predict_all(term, states)
+            calls.append(set(term._seen) - before)
+            return out
+    term = lambda: Term(made["pieces"].text("the dog ran"), 20.0, adapter=made["gpt2-pieces"])
+    objective = Objective(Term(lm, 0.3), term())
+    run = AutoDAN(steps=4, beam=3, candidates=6, ranker=Watch(4), progress=False).minimize(objective, "a photo of")
+    assert all(e is None for _, e in seen[0]) and all(e for step in seen[1:] for _, e in step)
+    judged = objective.terms[1]._seen
+    for step, new in zip(seen[1:], calls[1:]):
+        for left, (before, tried) in step:
+            assert list(before) == left[:-1] and left[-1] in tried and len(tried) == len(set(tried)) > 1
+            texts = lm.tokenizer.batch_decode([list(before) + [t] for t in tried], clean_up_tokenization_spaces=False)
+            assert set(texts) <= set(judged) and not set(texts) & new
+    assert ["tried" in n for t in run.trace for n in t["frontier"]] == [False]*sum(len(t["frontier"]) for t in run.trace[:-1]) + [True]*len(run.trace[-1]["frontier"])
+    left = lm.tokenize(["a photo of the"])[0]
+    state = lambda earlier: State(lm, left, full_logits(lm, left)[-1].log_softmax(-1), allowed_tokens(lm), earlier=earlier)
+    told = (tuple(left[:-1]), allowed_tokens(lm).nonzero().flatten()[:12].tolist())
+    alone, after, never = (r.predict(term(), state(e)) for r, e in ((Combined(4), None), (Combined(4, memory=(1.0,)), told), (Combined(4, memory=(0.0,)), told)))
+    assert not torch.allclose(alone, after, atol=1e-4) and alone.shape == after.shape == never.shape
 
 
 @pytest.mark.parametrize("name", list(RANKERS))
