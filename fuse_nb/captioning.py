@@ -49,7 +49,7 @@ class Captioner:
         baseline = dict(METHODS[method])
         weights = {**(weights or {}), **({"fluency": baseline.pop("fluency")} if "fluency" in baseline else {})}
         if "ranker" in baseline:  # as many exact evaluations: the default ranker tries words of its own
-            baseline["candidates"] = options.get("candidates", AutoDAN.candidates) + get_ranker(AutoDAN.ranker).n
+            baseline["candidates"] = options.get("candidates", AutoDAN.candidates) + get_ranker(AutoDAN.ranker).again
         optimizer = AutoDAN(**{"end": ".", **options, **baseline})
         return cls(CausalLM.from_pretrained(lm, device=device), ImageTextModel.from_pretrained(image_model, device=device), None, optimizer, prefix, sentiment, weights)
 

@@ -263,7 +263,7 @@ class AutoDAN(Search):
         predicted = ranker.rank_all(objective, states) if together else torch.stack([ranker.rank(objective, s) for s in states])
         predicted = predicted.masked_fill(~states[0].allowed, float("inf"))
         best = predicted.topk(min(self.candidates, int(states[0].allowed.sum())), largest=False).indices
-        n = getattr(ranker, "n", 0)
+        n = ranker.tries(objective.terms, states) if hasattr(ranker, "tries") else 0
         return [torch.cat([row, s.expansions(n)]) if n else row for row, s in zip(best, states)]
 
     def _evaluate(self, run: Run, nodes: list[Node], end: list[int]) -> list[Node]:

@@ -66,13 +66,12 @@ class State:
     def fluency(self) -> Tensor: return (self.nll - self.logprobs) / (self.count + 1) # (V,) exact for every token when right is empty
 
     def expansions(self, n: int) -> Tensor:
-        "n tokens to try: half from the likeliest 4n allowed ones, half uniformly from all allowed ones; the same n for every term."
-        g = torch.Generator().manual_seed(self.seed)
-        ids = self.allowed.nonzero().flatten()
-        likely = ids[self.logprobs[ids].topk(min(4 * n, len(ids))).indices]
-        likely = likely[torch.randperm(len(likely), generator=g)[:n // 2]]
-        rest = ids[~torch.isin(ids, likely)]
-        return torch.cat([likely, rest[torch.randperm(len(rest), generator=g)[:n - len(likely)]]])
+        "n tokens to try, the same for every term: by turns one of the 64 likeliest allowed ones and one of all others, at random. The first of many are the few."
+        g, ids = torch.Generator().manual_seed(self.seed), self.allowed.nonzero().flatten()
+        likely = ids[self.logprobs[ids].topk(min(64, len(ids))).indices]
+        likely, rest = (x[torch.randperm(len(x), generator=g)] for x in (likely, ids[~torch.isin(ids, likely)]))
+        k = min(len(likely), len(rest))
+        return torch.cat([torch.stack([likely[:k], rest[:k]], 1).flatten(), likely[k:], rest[k:]])[:n]
 
 # %% ../nbs/08_ranking.ipynb #cf97a6f7
 @dataclass
@@ -174,7 +173,11 @@ def words_alone(term: Term, state: State) -> Tensor | None: # (V,) losses; None 
 # %% ../nbs/08_ranking.ipynb #58637212
 class Ranker:
     "Predicts a term's loss for every token. Subclasses write `predict`, or `predict_all` where slots can learn from each other."
-    n = 0 # expansion words, whose exact losses are known afterwards
+    n = 0 # expansion words
+
+    def tries(self, terms: Sequence[Term], states: Sequence[State]) -> int:
+        "How many `expansions` of each slot it tries for these terms: their exact losses are known afterwards."
+        return self.n
 
     def predict(self, term: Term, state: State) -> Tensor: # (V,) in the term's unit
         return self.predict_all(term, [state])[0]
@@ -188,7 +191,6 @@ class Ranker:
 
     def rank_all(self, objective: Objective, states: Sequence[State]) -> Tensor: # (k, V)
         "The exact part and the predicted part of the objective, in its own unit."
-
         total = torch.zeros(len(states), len(states[0].logprobs))
         for t in objective.terms:
             if isinstance(t.loss, Fluency): total += t.weight * torch.stack([s.fluency() for s in states])
@@ -273,15 +275,22 @@ def _standard(x: Tensor, over: Tensor) -> Tensor: return (x - x[over].mean())/x[
 # %% ../nbs/08_ranking.ipynb #179e4776
 class Combined(Ranker):
     "Words, tangents (through the spelling table and the adapter), and exact values, weighed by ridge regression over all slots: the default."
-    def __init__(self, n: int = 16,        # expansion words of each slot: short forward passes of the target
-                 gradients: int = 16,      # of how many of these, in all slots together, the gradient is taken
+    def __init__(self, n: int = 16,        # expansion words of a slot that stands alone: short forward passes of the target
+                 gradients: int = 16,      # of how many of these the gradient is taken
+                 again: int | None = None, # expansion words of each slot where other slots or the step before help, and a word table to carry it over; None: half as many, and gradients for half as many in all slots together
                  kernel: float = 1.0,      # prior variance of what the word table explains beyond the features
                  noise: float = 0.2,       # prior variance of what nothing explains
                  share: float = 0.7,       # how much the slots have in common
                  memory: Sequence[float] = (0.0, 0.5, 1.0)): # how much of that a slot may have in common with those of the step before; the exact losses decide
         if n < 2: raise ValueError(f"n must be at least 2, got {n}")
+        if again is not None and again < 2: raise ValueError(f"again must be at least 2, got {again}")
         if gradients < 0: raise ValueError(f"gradients must be 0 or more, got {gradients}")
+        self.again = max(2, n//2) if again is None else again
         self.n, self.gradients, self.kernel, self.noise, self.share, self.memory, self._tables = n, gradients, kernel, noise, share, memory, {}
+
+    def tries(self, terms, states): return max((self._tries(t, states) for t in terms if foreseeable(t)), default=0)
+    def _tries(self, term, states): # what other slots know is carried over by the word table
+        return self.again if (len(states) > 1 or states[0].earlier) and words_alone(term, states[0]) is not None else self.n
 
     def _directions(self, term, state) -> tuple[Tensor, Tensor | None]: # (V,) does the token begin a word; (V, d_out) centred unit rows of the word table
         key = state.source.fingerprint, term.model.fingerprint
@@ -296,14 +305,14 @@ class Combined(Ranker):
 
     def _slopes(self, term, states, tokens) -> list[Tensor]: # (V,) each
         "What the mean tangent predicts, through the spelling table and through the adapter."
-        m = min(self.n, -(-self.gradients//len(states)))
-        found = tangents(term, states, [t[torch.arange(m)*len(t)//m] for t in tokens])    # evenly over the likely and the uniform ones
+        m = min(len(tokens[0]), -(-self.gradients*len(tokens[0])//(self.n*len(states))))
+        found = tangents(term, states, [t[:m] for t in tokens])
         slopes = [spelling_table(states[0].source, term.model) @ torch.cat([t.target for t in found]).mean(0)]
         if term.adapter is not None: slopes.append(_along(states[0].source, torch.cat([t.source for t in found]).mean(0)))
         return slopes
 
     def predict_all(self, term, states):
-        tokens, ok = [s.expansions(self.n) for s in states], states[0].allowed
+        tokens, ok = [s.expansions(self._tries(term, states)) for s in states], states[0].allowed
         begins, table = self._directions(term, states[0])
         columns = [begins]
         if table is not None:

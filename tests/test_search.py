@@ -353,9 +353,9 @@ def test_state(made):
     strings = token_strings(lm)
     assert all(t.isascii() and t.isprintable() and t.strip() for t, ok in zip(strings, s.allowed) if ok) and not s.allowed[:4].any() and 100 < s.allowed.sum() < V
     assert s.allowed.tolist() == [i > 3 and t.isascii() and t.isprintable() and bool(t.strip()) for i, t in enumerate(strings)]
-    drawn = s.expansions(10)
+    drawn, likely = s.expansions(10), set(s.logprobs.masked_fill(~s.allowed, -99).topk(64).indices.tolist())
     assert len(set(drawn.tolist())) == 10 and s.allowed[drawn].all() and torch.equal(drawn, s.expansions(10))
-    assert set(drawn[:5].tolist()) <= set(s.logprobs.masked_fill(~s.allowed, -99).topk(40).indices.tolist())
+    assert [i in likely for i in drawn.tolist()] == [True, False]*5 and all(torch.equal(s.expansions(n), drawn[:n]) for n in (1, 4, 9))
     assert not torch.equal(drawn, state_of(lm, "a photo of a cat", seed=6).expansions(10))
     assert len(s.expansions(10**4)) == s.allowed.sum()
 
@@ -438,6 +438,20 @@ def test_ridge_fit_takes_the_likeliest_correlation_of_slots():
     assert chosen == [0, 1, 0, 1]
 
 
+def test_a_slot_that_others_help_tries_fewer_words(made):
+    lm, told = made["gpt2"], ((5,), [6, 7])
+    table, none, penalty = Term(made["pieces"].text("the dog ran")), Term(Spelled(made["twin"], SENTENCE)), Term(repetition())
+    one, two, later = [state_of(lm, "a")], [state_of(lm, "a"), state_of(lm, "the")], [state_of(lm, "a")]
+    later[0].earlier = told
+    for terms, states, n in ([table], one, 10), ([table], two, 5), ([table], later, 5), ([none], two, 10), ([table, none], two, 10), ([table, penalty], two, 5), ([penalty], two, 0):
+        assert Combined(10).tries(terms, states) == n
+        assert Combined(10, again=3).tries(terms, states) == {5: 3}.get(n, n)
+    for terms, states in ([table], one), ([table], two):
+        term, n = terms[0], Combined(10).tries(terms, states)
+        term._seen.clear(); Combined(10).predict_all(term, states)
+        assert set(term._seen) == {t for s in states for t in s.texts(s.expansions(n))}
+
+
 def test_a_slot_learns_from_the_slot_before_it(made):
     "In a search, what a state knows of the slot before is what was evaluated there, and asking for it costs nothing; where losses say so, it is used."
     lm, seen, calls = made["gpt2"], [], []
@@ -486,7 +500,7 @@ def test_ranker_errors(made):
     with pytest.raises(ValueError, match=", ".join(RANKERS)): get_ranker("nearest")
     with pytest.raises(TypeError, match="rank"): get_ranker(3)
     with pytest.raises(NotImplementedError): Ranker().predict_all(None, [])
-    for bad in (lambda: Fuse(0), lambda: Combined(1), lambda: Combined(gradients=-1)):
+    for bad in (lambda: Fuse(0), lambda: Combined(1), lambda: Combined(gradients=-1), lambda: Combined(again=1)):
         with pytest.raises(ValueError, match="must be"): bad()
     with pytest.raises(ValueError, match="use 'vocabulary'"): get_ranker("words").predict(Term(Spelled(made["twin"], SENTENCE)), state_of(made["gpt2"], "a"))
 
@@ -506,12 +520,12 @@ def test_fuse_is_exact_where_the_loss_is_linear(made):
 def test_without_noise_known_losses_are_returned(made, kind):
     lm, term = made["gpt2"], Term(made["twin"].text("the dog ran"), adapter=made["same"])
     states = [state_of(lm, "a photo of", seed=1), state_of(lm, "two people ride", seed=2)]
-    said = kind(n=6, noise=1e-5).predict_all(term, states)
+    said = kind(n=6, again=6, noise=1e-5).predict_all(term, states)
     for s, row in zip(states, said):
         known = term.loss.exact(s.texts(s.expansions(6)))
         assert known.std() > 0
         close(row[s.expansions(6)], known, 1e-3)
-    loose = kind(n=6, noise=10.0).predict_all(term, states)
+    loose = kind(n=6, again=6, noise=10.0).predict_all(term, states)
     assert (loose[0, states[0].expansions(6)] - term.loss.exact(states[0].texts(states[0].expansions(6)))).abs().max() > 5e-3
 
 
@@ -669,7 +683,7 @@ for name, strategy in (("uniform-cost", "uniform-cost"), ("oldest", oldest_first
 def interrupted_search(made, name, after=None, resume=None): # the result, and after how many evaluations of the loss there is something to keep
     loss = Interrupted(made["twin"], SENTENCE)
     loss.after = after
-    r = SEARCHES[name]().minimize(Objective(Term(loss, adapter=made["same"]), source=made["gpt2"]), "a photo of", seed=7, resume=resume)
+    r = SEARCHES[name]().minimize(Objective(Term(loss, adapter=made["same"]), source=made["gpt2"]), "a photo of", seed=3 if name == "beam" else 7, resume=resume)  # seeds with which something is dropped
     return r, range(2 if isinstance(SEARCHES[name](), AutoDAN) else 1, len(loss.seen))
 
 
