@@ -40,9 +40,12 @@ def allowed_tokens(source: CausalLM,  # whose vocabulary
                    ascii: bool = True # only printable ASCII
                    ) -> Tensor:       # (V,) bool
     "Tokens that an optimizer may choose: no special tokens, no line breaks, no halves of characters."
+    known = source.__dict__.setdefault("_allowed_tokens", {})
+    if ascii in known: return known[ascii].clone()
     special = set(source.tokenizer.all_special_ids) | set(source.tokenizer.added_tokens_decoder)
     fine = lambda s: bool(s.strip()) and s.isprintable() and "\ufffd" not in s and (not ascii or s.isascii())
-    return torch.tensor([i not in special and fine(s) for i, s in enumerate(token_strings(source))])
+    known[ascii] = torch.tensor([i not in special and fine(s) for i, s in enumerate(token_strings(source))])
+    return known[ascii].clone()
 
 # %% ../nbs/08_ranking.ipynb #1b64fb7f
 @dataclass
@@ -57,6 +60,7 @@ class State:
     count: int = 0          # how many those are
     seed: int = 0           # of everything random
     earlier: tuple[tuple[int, ...], list[int]] | None = None # in a search: the tokens left of the slot before this one, and those that were evaluated exactly in it
+    _order: Tensor | None = field(default=None, init=False, repr=False, compare=False) # what `expansions` takes the first n of
 
     def texts(self, tokens: Sequence[int]) -> list[str]:
         "The text with each of these tokens in the slot."
@@ -67,11 +71,14 @@ class State:
 
     def expansions(self, n: int) -> Tensor:
         "n tokens to try, the same for every term: by turns one of the 64 likeliest allowed ones and one of all others, at random. The first of many are the few."
-        g, ids = torch.Generator().manual_seed(self.seed), self.allowed.nonzero().flatten()
-        likely = ids[self.logprobs[ids].topk(min(64, len(ids))).indices]
-        likely, rest = (x[torch.randperm(len(x), generator=g)] for x in (likely, ids[~torch.isin(ids, likely)]))
-        k = min(len(likely), len(rest))
-        return torch.cat([torch.stack([likely[:k], rest[:k]], 1).flatten(), likely[k:], rest[k:]])[:n]
+        if self._order is None:
+            g, ids, others = torch.Generator().manual_seed(self.seed), self.allowed.nonzero().flatten(), self.allowed.clone()
+            likely = ids[self.logprobs[ids].topk(min(64, len(ids))).indices]
+            others[likely] = False
+            likely, rest = (x[torch.randperm(len(x), generator=g)] for x in (likely, others.nonzero().flatten()))
+            k = min(len(likely), len(rest))
+            self._order = torch.cat([torch.stack([likely[:k], rest[:k]], 1).flatten(), likely[k:], rest[k:]])
+        return self._order[:n]
 
 # %% ../nbs/08_ranking.ipynb #cf97a6f7
 @dataclass
@@ -286,22 +293,23 @@ class Combined(Ranker):
         if again is not None and again < 2: raise ValueError(f"again must be at least 2, got {again}")
         if gradients < 0: raise ValueError(f"gradients must be 0 or more, got {gradients}")
         self.again = max(2, n//2) if again is None else again
-        self.n, self.gradients, self.kernel, self.noise, self.share, self.memory, self._tables = n, gradients, kernel, noise, share, memory, {}
+        self.n, self.gradients, self.kernel, self.noise, self.share, self.memory = n, gradients, kernel, noise, share, memory
 
     def tries(self, terms, states): return max((self._tries(t, states) for t in terms if foreseeable(t)), default=0)
     def _tries(self, term, states): # what other slots know is carried over by the word table
         return self.again if (len(states) > 1 or states[0].earlier) and words_alone(term, states[0]) is not None else self.n
 
     def _directions(self, term, state) -> tuple[Tensor, Tensor | None]: # (V,) does the token begin a word; (V, d_out) centred unit rows of the word table
-        key = state.source.fingerprint, term.model.fingerprint
-        if key not in self._tables:
+        known, has_words = term.model.__dict__.setdefault("_directions", {}), words_alone(term, state) is not None
+        key = state.source.fingerprint, state.allowed.numpy().tobytes(), has_words
+        if key not in known:
             begins, table = torch.tensor([s[:1].isspace() for s in token_strings(state.source)]), None
-            if words_alone(term, state) is not None:
+            if has_words:
                 table = word_table(state.source, term.model)
                 mean = torch.stack([table[state.allowed & (begins == b)].mean(0) if (state.allowed & (begins == b)).any() else table.mean(0) for b in (False, True)])
                 table = F.normalize(table - mean[begins.long()], dim=1)
-            self._tables[key] = begins.float(), table
-        return self._tables[key]
+            known[key] = begins.float(), table
+        return known[key]
 
     def _slopes(self, term, states, tokens) -> list[Tensor]: # (V,) each
         "What the mean tangent predicts, through the spelling table and through the adapter."
