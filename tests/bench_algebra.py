@@ -1,5 +1,5 @@
 """Speed and memory of chapters 01 and 03, each as a ratio measured in the same run. `run(device)` returns JSON-able figures;
-`python tests/bench_algebra.py [--device cpu] [--out data/bench_algebra.json]` prints and writes them (about a minute and a half on 2 quiet cores).
+`python tests/bench_algebra.py [--device cpu] [--out out/bench_algebra.json]` prints and writes them (about a minute and a half on 2 quiet cores).
 On a machine that others use, `OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 ... --cpu-time` measures the time of one core instead of the clock."""
 import argparse, json, os, platform, subprocess, sys, time
 from pathlib import Path
