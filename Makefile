@@ -5,7 +5,7 @@ DEVICE ?= cpu
 BIN    := .venv/bin
 STAMP  := .venv/.fuse_nb-setup
 
-.PHONY: help setup demo test notebooks readme bench lab clean
+.PHONY: help setup demo lint test notebooks readme bench lab clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -25,6 +25,9 @@ demo: setup ## caption a photograph: make demo PHOTO=path (default: scikit-image
 	@photo='$(PHOTO)'; \
 	test -n "$$photo" || photo=$$($(BIN)/python -c "import pathlib, skimage.data as d; print(pathlib.Path(d.__file__).parent / 'chelsea.png')"); \
 	mkdir -p out; $(BIN)/fuse-nb caption "$$photo" --figure out/demo.png --device $(DEVICE)
+
+lint: setup ## line length, one statement a line, unused names, likely bugs, in notebooks and package
+	$(BIN)/ruff check nbs fuse_nb
 
 test: setup ## run the tests, every notebook, and the drift checks
 	$(BIN)/python -m pytest -q tests

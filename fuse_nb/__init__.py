@@ -7,13 +7,22 @@ __all__ = []
 # %% ../nbs/index.ipynb #400fa0ba
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs={
-    "models": ["CausalLM", "TextEncoder", "ImageTextModel", "Classifier"],
-    "adapter": ["FuseAdapter"],
-    "gradient": ["bridge"],
-    "objective": ["Objective", "Term", "Fluency", "TargetText", "NextTokens", "ZeroShotLabel"],
-    "ranking": ["Ranker"],
-    "optimizer": ["AutoDAN", "GCG", "PEZ", "RandomSearch", "Result"],
-    "captioning": ["Captioner", "caption"],
-    "evaluation": ["score_captions", "score_report", "evaluate_folder"],
-})
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "causal": ["CausalLM"],
+        "encoders": ["TextEncoder", "Classifier"],
+        "images": ["ImageTextModel"],
+        "fitting": ["FuseAdapter"],
+        "gradient": ["bridge"],
+        "losses": ["Fluency", "TargetText", "NextTokens", "ZeroShotLabel"],
+        "objective": ["Objective", "Term"],
+        "ranking": ["Ranker"],
+        "search": ["Result"],
+        "autodan": ["AutoDAN"],
+        "swaps": ["GCG", "PEZ", "RandomSearch"],
+        "captioning": ["Captioner", "caption"],
+        "scoring": ["score_captions", "score_report"],
+        "runs": ["evaluate_folder"],
+    },
+)

@@ -17,9 +17,10 @@ def timed(f, n=5):
 
 def search(device):
     "The bridge's backward pass and an AutoDAN step, as ratios of the target's own passes; a complete fit."
-    from fuse_nb.adapter import FuseAdapter
+    from fuse_nb.fitting import FuseAdapter
     from fuse_nb.gradient import pull, route
-    from fuse_nb.models import CausalLM, TextEncoder
+    from fuse_nb.causal import CausalLM
+    from fuse_nb.encoders import TextEncoder
     lm, encoder = CausalLM.from_pretrained("smollm2-135m", device=device), TextEncoder.from_pretrained("minilm", device=device)
     start = time.perf_counter()
     adapter = FuseAdapter.fit(lm, encoder)
@@ -39,9 +40,10 @@ def search(device):
 def step(device):
     "One AutoDAN step (4 texts of 12 tokens, 256 candidates each) against a plain forward pass of the target on the same texts, and against both models on whole texts."
     import skimage.data
-    from fuse_nb.models import CausalLM, ImageTextModel
+    from fuse_nb.causal import CausalLM
+    from fuse_nb.images import ImageTextModel
     from fuse_nb.objective import Objective, Term
-    from fuse_nb.optimizer import AutoDAN
+    from fuse_nb.autodan import AutoDAN
     lm, eye = CausalLM.from_pretrained("smollm2-135m", device=device), ImageTextModel.from_pretrained("imagenet-minilm", device=device)
     prefix = "An image of a small cat that sits on an old table"
     def run(**options):

@@ -11,9 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 import numpy as np
 import torch
-from fuse_nb import adapter as module
-from fuse_nb.adapter import FORMS, FuseAdapter, spell
-from fuse_nb.models import CausalLM, TextEncoder
+from fuse_nb import fitting as module
+from fuse_nb.adapter import FORMS, spell
+from fuse_nb.fitting import FuseAdapter
+from fuse_nb.causal import CausalLM
+from fuse_nb.encoders import TextEncoder
 from fuse_nb.words import word_list
 
 PAIRS = dict(classes="pairs", forms=FORMS)

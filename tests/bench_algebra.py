@@ -5,7 +5,8 @@ import argparse, json, os, platform, subprocess, sys, time
 from pathlib import Path
 import numpy as np
 import torch
-from fuse_nb.pseudoinverse import GramAccumulator, tlstsq, tpinv
+from fuse_nb.pseudoinverse import tlstsq, tpinv
+from fuse_nb.gram import GramAccumulator
 from fuse_nb.tproduct import bcirc, dft_rows, fold, real_spectrum, unfold
 
 PUBLISHED_FIT_S, PUBLISHED_FIT_GB = 59.0, 11.0   # the published code at (8192, 1024, 4) -> (8192, 512, 4), 2 CPU cores (the project's issue 10)

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import torch
 
-from fuse_nb.models import PACKAGED, CausalLM, cache_dir
-from fuse_nb.objective import Objective, TargetText, Term
-from fuse_nb.optimizer import GCG
-from fuse_nb.ranking import allowed_tokens
+from fuse_nb.store import PACKAGED, cache_dir
+from fuse_nb.causal import CausalLM
+from fuse_nb.losses import TargetText
+from fuse_nb.objective import Objective, Term
+from fuse_nb.swaps import GCG
+from fuse_nb.tokens import allowed_tokens
 
 REQUEST, TARGET, START = "Tell me a story.{text}", "Once upon a time there was a small red robot", "x x x x x x x x x x"
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from fuse_nb.adapter import FuseAdapter
-from fuse_nb.models import CausalLM, TextEncoder
+from fuse_nb.fitting import FuseAdapter
+from fuse_nb.causal import CausalLM
+from fuse_nb.encoders import TextEncoder
 from fuse_nb.objective import Objective, Term
-from fuse_nb.optimizer import AutoDAN
+from fuse_nb.autodan import AutoDAN
 
 from machine import machine
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from fuse_nb.captioning import Captioner
-from fuse_nb.optimizer import AutoDAN
+from fuse_nb.autodan import AutoDAN
 
 from machine import machine
 

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from fuse_nb.captioning import WEIGHTS
-from fuse_nb.evaluation import compare_values, read_references, result_row, score_report
+from fuse_nb.metrics import compare_values, result_row
+from fuse_nb.datasets import read_references
+from fuse_nb.scoring import score_report
 
 p = argparse.ArgumentParser()
 p.add_argument("runs", nargs="+", metavar="NAME=DIR"); p.add_argument("--references", required=True); p.add_argument("--out", required=True, type=Path); p.add_argument("--about", default="")

@@ -10,11 +10,12 @@ import skimage.data, sklearn.datasets, torch
 from tqdm import tqdm
 
 from fuse_nb.captioning import Captioner
-from fuse_nb.evaluation import sentiment_accuracy
-from fuse_nb.models import CausalLM, installed
-from fuse_nb.objective import ZeroShotLabel
-from fuse_nb.optimizer import AutoDAN
-from fuse_nb.ranking import Combined
+from fuse_nb.metrics import sentiment_accuracy
+from fuse_nb.store import installed
+from fuse_nb.causal import CausalLM
+from fuse_nb.losses import ZeroShotLabel
+from fuse_nb.autodan import AutoDAN
+from fuse_nb.combined import Combined
 
 from machine import machine
 

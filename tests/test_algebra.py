@@ -8,7 +8,8 @@ from hypothesis import given, settings, strategies as st
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
-from fuse_nb.pseudoinverse import GramAccumulator, tlstsq, tpinv
+from fuse_nb.pseudoinverse import tlstsq, tpinv
+from fuse_nb.gram import GramAccumulator
 from fuse_nb.tproduct import bcirc, fold, teye, tinv, tnorm, tprod, ttranspose, unfold
 
 small = st.integers(1, 5)
@@ -101,7 +102,7 @@ def test_an_exact_world_is_recovered():
 
 def test_adapter_pullback_is_the_adjoint_of_push(tmp_path):
     from test_caption import _tiny
-    from fuse_nb.adapter import FuseAdapter
+    from fuse_nb.fitting import FuseAdapter
     lm, encoder = _tiny(tmp_path)
     words = [a + b for a in "abcdefghij" for b in "klmnopqrst"] + [a + b + c for a in "abcde" for b in "klmno" for c in "fghij"]
     adapter = FuseAdapter.fit(lm, encoder, words=words)
@@ -151,7 +152,7 @@ def test_a_write_that_fails_leaves_the_old_sums(tmp_path, monkeypatch):
     def full(tensors, part, metadata):
         part.write_bytes(b"half")
         raise OSError(28, "No space left on device")
-    monkeypatch.setattr("fuse_nb.pseudoinverse.save_file", full)
+    monkeypatch.setattr("fuse_nb.gram.save_file", full)
     with pytest.raises(OSError, match="No space"): some_sums(seed=9).save(path)
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
@@ -162,7 +163,7 @@ def test_sums_of_other_dimensions_do_not_merge():
 
 REDUCE = """
 import sys, torch, torch.distributed as dist
-from fuse_nb.pseudoinverse import GramAccumulator
+from fuse_nb.gram import GramAccumulator
 rank, folder, e = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 dist.init_process_group("gloo", init_method=f"file://{folder}/meet{e}", rank=rank, world_size=2)
 g = torch.Generator().manual_seed(rank)

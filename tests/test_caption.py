@@ -51,8 +51,9 @@ def test_odd_pictures_are_captioned(tmp_path):
 
 
 def test_damaged_adapter_cache_is_told_and_fitted_again(tmp_path, monkeypatch, caplog):
-    from fuse_nb.adapter import FuseAdapter
-    from fuse_nb.models import CausalLM, TextEncoder
+    from fuse_nb.fitting import FuseAdapter
+    from fuse_nb.causal import CausalLM
+    from fuse_nb.encoders import TextEncoder
     monkeypatch.setenv("FUSE_NB_CACHE", str(tmp_path))
     lm, encoder = _tiny(tmp_path)
     words = [a + b for a in "abcdefghij" for b in "klmnopqrst"]*3
@@ -69,7 +70,8 @@ def _tiny(folder):
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers, processors, decoders, trainers
     from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
-    from fuse_nb.models import CausalLM, TextEncoder
+    from fuse_nb.causal import CausalLM
+    from fuse_nb.encoders import TextEncoder
     torch.manual_seed(0)
     bpe = Tokenizer(models.BPE()); bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False); bpe.decoder = decoders.ByteLevel()
     bpe.train_from_iterator(["ak bl cm dn eo"], trainers.BpeTrainer(vocab_size=300, special_tokens=["<e>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))

@@ -17,7 +17,12 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
-from fuse_nb import evaluation as E
+import fuse_nb.metrics as metrics_room
+import fuse_nb.datasets as datasets_room
+import fuse_nb.programs as programs_room
+import fuse_nb.scoring as scoring_room
+import fuse_nb.runlog as runlog_room
+import fuse_nb.runs as runs_room
 
 SHARED = Path(os.environ.get("FUSE_SHARED", "/work/shared"))
 CORENLP = Path(os.environ.get("FUSE_CORENLP") or SHARED / "corenlp")
@@ -49,17 +54,17 @@ def direct():
     return out, meteor, refs, caps
 
 
-def package_files(): return {p for p in Path(E.importlib.util.find_spec("pycocoevalcap").submodule_search_locations[0]).rglob("*") if "__pycache__" not in p.parts}
+def package_files(): return {p for p in Path(programs_room.importlib.util.find_spec("pycocoevalcap").submodule_search_locations[0]).rglob("*") if "__pycache__" not in p.parts}
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     "All metrics but SPICE; nothing may be left in the package or in the folder of temporary files."
-    before, place, E.tempfile.tempdir = package_files(), tmp_path_factory.mktemp("tmp"), None
+    before, place, programs_room.tempfile.tempdir = package_files(), tmp_path_factory.mktemp("tmp"), None
     try:
-        E.tempfile.tempdir = str(place)
-        out = E.score_report(CAPS, REFS, [m for m in E.COCO_METRICS if m != "SPICE"], samples=200)
-    finally: E.tempfile.tempdir = None
+        programs_room.tempfile.tempdir = str(place)
+        out = scoring_room.score_report(CAPS, REFS, [m for m in scoring_room.COCO_METRICS if m != "SPICE"], samples=200)
+    finally: programs_room.tempfile.tempdir = None
     assert package_files() == before and list(place.iterdir()) == []
     return out
 
@@ -77,46 +82,46 @@ def test_equal_to_pycocoevalcap_called_directly(direct, report):
 
 @needs_java
 def test_nothing_is_printed(capfd):
-    E.score_report(CAPS, REFS, ["Bleu_4", "ROUGE_L"], samples=0)
+    scoring_room.score_report(CAPS, REFS, ["Bleu_4", "ROUGE_L"], samples=0)
     assert capfd.readouterr() == ("", "")
 
 
 @needs_java
 def test_line_breaks_do_not_shift_captions():
     broken = {1: "a dog\nruns", 2: "a cat\r\nsleeps\u2028well", 3: "a bus\x85stops\x0bhere\x0c"}
-    assert E.tokenize_captions({i: [c] for i, c in broken.items()}) == {1: ["a dog runs"], 2: ["a cat sleeps well"], 3: ["a bus stops here"]}
+    assert programs_room.tokenize_captions({i: [c] for i, c in broken.items()}) == {1: ["a dog runs"], 2: ["a cat sleeps well"], 3: ["a bus stops here"]}
 
 
 @needs_java
 def test_punctuation_only_is_refused_by_id():
-    with pytest.raises(ValueError, match="empty caption after tokenizing.*: b"): E.score_captions(CAPS | {"b": " ... !"}, REFS, ["CIDEr"])
-    with pytest.raises(ValueError, match="empty reference after tokenizing.*: 7"): E.score_captions(CAPS, REFS | {7: ["fruit", "."]}, ["CIDEr"])
+    with pytest.raises(ValueError, match="empty caption after tokenizing.*: b"): scoring_room.score_captions(CAPS | {"b": " ... !"}, REFS, ["CIDEr"])
+    with pytest.raises(ValueError, match="empty reference after tokenizing.*: 7"): scoring_room.score_captions(CAPS, REFS | {7: ["fruit", "."]}, ["CIDEr"])
 
 
 @needs_java
 @settings(max_examples=1, deadline=None)
 @given(st.lists(st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=30), min_size=400, max_size=400))
 def test_tokenizer_keeps_the_count_for_any_text(texts):
-    out = E.tokenize_captions({k: [t] for k, t in enumerate(texts)})
+    out = programs_room.tokenize_captions({k: [t] for k, t in enumerate(texts)})
     assert [len(out[k]) for k in range(len(texts))] == [1] * len(texts)
 
 
 @needs_corenlp
 def test_spice_equals_the_package_itself(tmp_path, monkeypatch):
-    spice = Path(E.importlib.util.find_spec("pycocoevalcap.spice.spice").origin).parent
+    spice = Path(programs_room.importlib.util.find_spec("pycocoevalcap.spice.spice").origin).parent
     copy = tmp_path / "unmodified_spice"
     (copy / "lib").mkdir(parents=True)
     for f in [*spice.glob("*.py"), spice / "spice-1.0.jar"]: shutil.copy(f, copy)
     for f in [*(spice / "lib").glob("*.jar"), *CORENLP.glob("*.jar")]: (copy / "lib" / f.name).symlink_to(f)
     monkeypatch.setenv("FUSE_CORENLP", str(CORENLP)); monkeypatch.setenv("FUSE_NB_CACHE", str(tmp_path / "cache")); monkeypatch.syspath_prepend(str(tmp_path))
     before = package_files()
-    report = E.score_report(CAPS, REFS, ["SPICE"], samples=50)
+    report = scoring_room.score_report(CAPS, REFS, ["SPICE"], samples=50)
     assert report.missing == {} and package_files() == before
-    version = E.java_version(E.find_java())
-    monkeypatch.setenv("JDK_JAVA_OPTIONS", " ".join(E._spice_options(version, CORENLP / "nashorn" if version >= 15 else None)))
+    version = programs_room.java_version(programs_room.find_java())
+    monkeypatch.setenv("JDK_JAVA_OPTIONS", " ".join(programs_room._spice_options(version, CORENLP / "nashorn" if version >= 15 else None)))
     (copy / "__init__.py").touch()
     from unmodified_spice.spice import Spice
-    tokens = [E.tokenize_captions({k: v if isinstance(v, list) else [v] for k, v in enumerate(d.values())}) for d in (REFS, CAPS)]
+    tokens = [programs_room.tokenize_captions({k: v if isinstance(v, list) else [v] for k, v in enumerate(d.values())}) for d in (REFS, CAPS)]
     value, values = Spice().compute_score(*tokens)
     assert report.scores["SPICE"] == pytest.approx(value, rel=1e-12) and 0 < value < 1
     assert list(report.per_image["SPICE"].values()) == pytest.approx([v["All"]["f"] for v in values])
@@ -124,13 +129,13 @@ def test_spice_equals_the_package_itself(tmp_path, monkeypatch):
 
 def test_spice_says_what_is_missing(monkeypatch, tmp_path):
     monkeypatch.setenv("FUSE_CORENLP", str(tmp_path))
-    if (Path(E.importlib.util.find_spec("pycocoevalcap.spice.spice").origin).parent / "lib" / "stanford-corenlp-3.6.0.jar").exists(): pytest.skip("the installed pycocoevalcap has CoreNLP")
-    with pytest.raises(E.MetricMissing, match="CoreNLP 3.6.0.*FUSE_CORENLP"): E._spice_jars(17)
+    if (Path(programs_room.importlib.util.find_spec("pycocoevalcap.spice.spice").origin).parent / "lib" / "stanford-corenlp-3.6.0.jar").exists(): pytest.skip("the installed pycocoevalcap has CoreNLP")
+    with pytest.raises(programs_room.MetricMissing, match="CoreNLP 3.6.0.*FUSE_CORENLP"): programs_room._spice_jars(17)
     for end in ("", "-models"): (tmp_path / f"stanford-corenlp-3.6.0{end}.jar").touch()
-    with pytest.raises(E.MetricMissing, match="JavaScript engine.*nashorn"): E._spice_jars(17)
-    assert E._spice_jars(11)[1] is None
+    with pytest.raises(programs_room.MetricMissing, match="JavaScript engine.*nashorn"): programs_room._spice_jars(17)
+    assert programs_room._spice_jars(11)[1] is None
     (tmp_path / "nashorn").mkdir(); (tmp_path / "nashorn" / "nashorn-core-15.4.jar").touch()
-    assert E._spice_jars(21)[1] == tmp_path / "nashorn"
+    assert programs_room._spice_jars(21)[1] == tmp_path / "nashorn"
 
 
 def fake_java(tmp_path, body):
@@ -143,36 +148,36 @@ def fake_java(tmp_path, body):
 
 def test_without_java_every_metric_says_so_in_one_line(monkeypatch):
     monkeypatch.setenv("PATH", ""); monkeypatch.delenv("JAVA_HOME", raising=False)
-    report = E.score_report(CAPS, REFS)
-    assert report.scores == {} and set(report.missing) == set(E.COCO_METRICS)
+    report = scoring_room.score_report(CAPS, REFS)
+    assert report.scores == {} and set(report.missing) == set(scoring_room.COCO_METRICS)
     assert all("Java" in why and "\n" not in why for why in report.missing.values())
-    with warnings.catch_warnings(record=True) as told: warnings.simplefilter("always"); assert E.score_captions(CAPS, REFS) == {}
+    with warnings.catch_warnings(record=True) as told: warnings.simplefilter("always"); assert scoring_room.score_captions(CAPS, REFS) == {}
     assert len(told) == 8 and "missing metric Bleu_1: needs Java" in str(told[0].message)
-    with pytest.raises(E.MetricMissing, match="CIDEr: needs Java"): E.score_captions(CAPS, REFS, ["CIDEr"])
-    done = E.score_report(CAPS, REFS, tokenized=True, samples=0)  # with tokens given, only METEOR and SPICE need it
-    assert set(done.missing) == {"METEOR", "SPICE"} and set(done.scores) == set(E.COCO_METRICS) - {"METEOR", "SPICE"}
+    with pytest.raises(programs_room.MetricMissing, match="CIDEr: needs Java"): scoring_room.score_captions(CAPS, REFS, ["CIDEr"])
+    done = scoring_room.score_report(CAPS, REFS, tokenized=True, samples=0)  # with tokens given, only METEOR and SPICE need it
+    assert set(done.missing) == {"METEOR", "SPICE"} and set(done.scores) == set(scoring_room.COCO_METRICS) - {"METEOR", "SPICE"}
 
 
 def test_a_silent_meteor_is_ended(tmp_path):
     java = fake_java(tmp_path, "exec sleep 60")
     start = time.monotonic()
-    report = E.score_report(CAPS, REFS, ["METEOR", "Bleu_1"], tokenized=True, java=java, timeout=0.5)
+    report = scoring_room.score_report(CAPS, REFS, ["METEOR", "Bleu_1"], tokenized=True, java=java, timeout=0.5)
     assert time.monotonic() - start < 10
     assert "no answer for 0.5 s" in report.missing["METEOR"] and "Bleu_1" in report.scores
 
 
 def test_a_dying_java_gives_its_reason(tmp_path):
     java = fake_java(tmp_path, "echo 'NOTE: Picked up JDK_JAVA_OPTIONS' >&2; echo 'java.lang.OutOfMemoryError: heap' >&2; exit 1")
-    report = E.score_report(CAPS, REFS, ["METEOR"], tokenized=True, java=java)
+    report = scoring_room.score_report(CAPS, REFS, ["METEOR"], tokenized=True, java=java)
     assert "OutOfMemoryError" in report.missing["METEOR"]
-    report = E.score_report(CAPS, REFS, ["CIDEr"], java=java)
+    report = scoring_room.score_report(CAPS, REFS, ["CIDEr"], java=java)
     assert "tokenizer failed: java.lang.OutOfMemoryError" in report.missing["CIDEr"]
 
 
 def test_a_noisy_meteor_does_not_block(tmp_path):
     "More than a pipe holds on the error stream, before the first answer."
     java = fake_java(tmp_path, "i=0; while [ $i -lt 3000 ]; do echo 'some long warning that nobody reads, again and again' >&2; i=$((i+1)); done; exit 3")
-    assert "METEOR" in E.score_report(CAPS, REFS, ["METEOR"], tokenized=True, java=java, timeout=20).missing
+    assert "METEOR" in scoring_room.score_report(CAPS, REFS, ["METEOR"], tokenized=True, java=java, timeout=20).missing
 
 
 @pytest.mark.parametrize("caps, refs, error, match", [
@@ -190,36 +195,36 @@ def test_a_noisy_meteor_does_not_block(tmp_path):
     (["a"], {1: ["b"]}, TypeError, "predictions must be a dict"),
 ])
 def test_bad_input_is_named(caps, refs, error, match):
-    with pytest.raises(error, match=match): E.score_captions(caps, refs, ["Bleu_1"], tokenized=True)
+    with pytest.raises(error, match=match): scoring_room.score_captions(caps, refs, ["Bleu_1"], tokenized=True)
 
 
 def test_ids_match_as_text_and_subsets_are_told():
-    report = E.score_report({"1": ["a dog"], 2: "a cat"}, {1: ["a dog"], "2": ["the cat"], 3: ["a bus"]}, ["ROUGE_L"], subset=True, tokenized=True)
+    report = scoring_room.score_report({"1": ["a dog"], 2: "a cat"}, {1: ["a dog"], "2": ["the cat"], 3: ["a bus"]}, ["ROUGE_L"], subset=True, tokenized=True)
     assert list(report.per_image["ROUGE_L"]) == ["1", 2] and report.per_image["ROUGE_L"]["1"] == pytest.approx(1.0) and "3" in report.notes[0]
 
 
 def test_empty_captions_can_be_left_out():
     caps, refs = {1: "a dog", 2: " ... ", 3: "a bus"}, {1: ["a dog"], 2: ["a cat"], 3: ["a bus", ""]}
-    report = E.score_report(caps, refs, ["Bleu_1"], tokenized=True, drop_empty=True)
+    report = scoring_room.score_report(caps, refs, ["Bleu_1"], tokenized=True, drop_empty=True)
     assert report.n == 2 and report.scores["Bleu_1"] == pytest.approx(1) and ["2" in report.notes[0], "3" in report.notes[1]] == [True, True]
-    with pytest.raises(ValueError, match="every caption is empty"): E.score_report({2: "!"}, {2: ["a cat"]}, ["Bleu_1"], tokenized=True, drop_empty=True)
-    with pytest.raises(ValueError, match="no reference with a word in it for ids: 1"): E.score_report({1: "a"}, {1: ["."]}, ["Bleu_1"], tokenized=True, drop_empty=True)
+    with pytest.raises(ValueError, match="every caption is empty"): scoring_room.score_report({2: "!"}, {2: ["a cat"]}, ["Bleu_1"], tokenized=True, drop_empty=True)
+    with pytest.raises(ValueError, match="no reference with a word in it for ids: 1"): scoring_room.score_report({1: "a"}, {1: ["."]}, ["Bleu_1"], tokenized=True, drop_empty=True)
 
 
 def test_unknown_metrics():
-    with pytest.raises(ValueError, match="unknown metric 'BLEU'"): E.score_captions(CAPS, REFS, ["BLEU"])
-    with pytest.raises(ValueError, match="CLIPScore needs images"): E.score_captions(CAPS, REFS, ["CLIPScore"])
-    with pytest.raises(ValueError, match="metrics is empty"): E.score_captions(CAPS, REFS, [])
+    with pytest.raises(ValueError, match="unknown metric 'BLEU'"): scoring_room.score_captions(CAPS, REFS, ["BLEU"])
+    with pytest.raises(ValueError, match="CLIPScore needs images"): scoring_room.score_captions(CAPS, REFS, ["CLIPScore"])
+    with pytest.raises(ValueError, match="metrics is empty"): scoring_room.score_captions(CAPS, REFS, [])
 
 
 def test_report_survives_json(tmp_path):
-    report = E.score_report({i: f"a {w} dog" for i, w in enumerate("red blue big old".split())}, {i: ["a big dog"] for i in range(4)}, ["Bleu_2", "CIDEr"], tokenized=True, samples=50)
+    report = scoring_room.score_report({i: f"a {w} dog" for i, w in enumerate("red blue big old".split())}, {i: ["a big dog"] for i in range(4)}, ["Bleu_2", "CIDEr"], tokenized=True, samples=50)
     report.to_json(tmp_path / "scores.json")
-    again = E.ScoreReport.from_json(tmp_path / "scores.json")
+    again = metrics_room.ScoreReport.from_json(tmp_path / "scores.json")
     assert again.scores == report.scores and again.per_image == report.per_image and again.intervals == report.intervals
-    assert E.compare(report, again, samples=20)["Bleu_2"]["p"] == 1.0
+    assert metrics_room.compare(report, again, samples=20)["Bleu_2"]["p"] == 1.0
     assert [p.name for p in tmp_path.iterdir()] == ["scores.json"] and "Bleu_2" in report.table(percent=True)
-    with pytest.raises(ValueError, match="not a score report"): E.ScoreReport.from_json({"scores": {}})
+    with pytest.raises(ValueError, match="not a score report"): metrics_room.ScoreReport.from_json({"scores": {}})
 
 
 # ---------------------------------------------------------------- intervals and comparisons
@@ -233,24 +238,24 @@ def test_permutation_is_exact_on_small_sets(values, seed):
     seen = abs(sum(values)) / len(values)
     means = [abs(sum(s * v for s, v in zip(row, values))) / len(values) for row in signs]
     expected = [sum(m >= seen + e for m in means) / len(means) for e in (1e-9, -1e-9)]  # ties may fall on either side of rounding
-    assert expected[0] <= E.compare_values(a, b, samples=1000, seed=seed)["p"] <= expected[1]
+    assert expected[0] <= metrics_room.compare_values(a, b, samples=1000, seed=seed)["p"] <= expected[1]
 
 
 def test_comparison_tells_a_difference_from_none():
     rng = np.random.default_rng(0)
     a = {i: x for i, x in enumerate(rng.normal(size=40))}
     better, same = {i: x - 1 + 0.1 * rng.normal() for i, x in a.items()}, {i: x + 0.1 * rng.normal() for i, x in a.items()}
-    down = E.compare_values(better, a, alternative="less")
-    assert down["p"] < 0.001 and down["high"] < 0 and E.compare_values(better, a, alternative="greater")["p"] > 0.99
-    assert E.compare_values(same, a)["p"] > 0.05
-    with pytest.raises(ValueError, match="different ids.*40"): E.compare_values(a | {40: 1.0}, better)
-    with pytest.raises(ValueError, match="alternative"): E.compare_values(a, better, alternative="smaller")
+    down = metrics_room.compare_values(better, a, alternative="less")
+    assert down["p"] < 0.001 and down["high"] < 0 and metrics_room.compare_values(better, a, alternative="greater")["p"] > 0.99
+    assert metrics_room.compare_values(same, a)["p"] > 0.05
+    with pytest.raises(ValueError, match="different ids.*40"): metrics_room.compare_values(a | {40: 1.0}, better)
+    with pytest.raises(ValueError, match="alternative"): metrics_room.compare_values(a, better, alternative="smaller")
 
 
 def test_permutation_level_is_kept():
     "Under no difference, p <= 0.1 in about a tenth of the cases."
     rng = np.random.default_rng(1)
-    p = [E.compare_values(*({i: x for i, x in enumerate(rng.normal(size=12))} for _ in range(2)), samples=200)["p"] for _ in range(200)]
+    p = [metrics_room.compare_values(*({i: x for i, x in enumerate(rng.normal(size=12))} for _ in range(2)), samples=200)["p"] for _ in range(200)]
     assert 0.03 < np.mean(np.array(p) <= 0.1) < 0.19
 
 
@@ -259,21 +264,21 @@ def test_swapped_rows_give_the_corpus_score_of_swapped_captions():
     refs = {i: [f"the {w} dog runs on the {w} beach today", f"a {w} dog is here"] for i, w in enumerate("red big old wet".split())}
     a = {i: f"a {w} dog runs on a beach" for i, w in enumerate("red big old wet".split())}
     b = {0: "the red dog runs on the red beach today", 1: "cat", 2: "a old dog", 3: "dog runs on the wet beach today"}
-    score = lambda c: E.score_report(c, refs, ["Bleu_2"], tokenized=True, samples=0)
+    score = lambda c: scoring_room.score_report(c, refs, ["Bleu_2"], tokenized=True, samples=0)
     ra, rb = score(a), score(b)
     seen = abs(ra.scores["Bleu_2"] - rb.scores["Bleu_2"])
     swaps = [({i: (b if k >> i & 1 else a)[i] for i in range(4)}, {i: (a if k >> i & 1 else b)[i] for i in range(4)}) for k in range(16)]
     diffs = [abs(score(x).scores["Bleu_2"] - score(y).scores["Bleu_2"]) for x, y in swaps]
-    result = E.compare(ra, rb, samples=100)["Bleu_2"]
+    result = metrics_room.compare(ra, rb, samples=100)["Bleu_2"]
     assert result["p"] == pytest.approx(sum(d >= seen - 1e-12 for d in diffs) / 16) and result["difference"] == pytest.approx(ra.scores["Bleu_2"] - rb.scores["Bleu_2"])
 
 
 def test_comparison_refuses_other_references():
-    one = E.score_report({1: "a dog"}, {1: ["a dog"]}, ["Bleu_1"], tokenized=True)
-    two = E.score_report({1: "a dog"}, {1: ["the dog"]}, ["Bleu_1"], tokenized=True)
-    with pytest.raises(ValueError, match="same"): E.compare(one, two)
-    with pytest.raises(ValueError, match="CIDEr not in both"): E.compare(one, one, ["CIDEr"])
-    with pytest.raises(TypeError, match="a must be a ScoreReport"): E.compare({}, one)
+    one = scoring_room.score_report({1: "a dog"}, {1: ["a dog"]}, ["Bleu_1"], tokenized=True)
+    two = scoring_room.score_report({1: "a dog"}, {1: ["the dog"]}, ["Bleu_1"], tokenized=True)
+    with pytest.raises(ValueError, match="same"): metrics_room.compare(one, two)
+    with pytest.raises(ValueError, match="CIDEr not in both"): metrics_room.compare(one, one, ["CIDEr"])
+    with pytest.raises(TypeError, match="a must be a ScoreReport"): metrics_room.compare({}, one)
 
 
 @needs_java
@@ -284,8 +289,8 @@ def test_meteor_and_bleu_resample_as_the_program_would(direct, report):
     for ids in ([391895, 391895, 7], ["b"], [7, "b", 7, 7]):
         drawn = [{k: d[i] for k, i in enumerate(ids)} for d in (refs, caps)]
         for m, value in (("METEOR", meteor.compute_score(*drawn)[0]), ("Bleu_4", Bleu(4).compute_score(*drawn, verbose=0)[0][3])):
-            rows = report.rows[E._kept(m)][[list(CAPS).index(i) for i in ids]].sum(0)
-            assert float(E._of(m)(rows, len(ids))) == pytest.approx(value, rel=1e-9)
+            rows = report.rows[metrics_room._kept(m)][[list(CAPS).index(i) for i in ids]].sum(0)
+            assert float(metrics_room._of(m)(rows, len(ids))) == pytest.approx(value, rel=1e-9)
 
 
 class Words:
@@ -296,18 +301,18 @@ class Words:
 
 def test_clip_scores_by_hand():
     model, images = Words(), {1: "a dog.png", "2": "zzz.png"}
-    out = E.clip_scores(model, images, {1: "a dog", 2: "a cat"}, {1: ["a dog"], 2: ["some", "a cat"]}, prefix="")
+    out = scoring_room.clip_scores(model, images, {1: "a dog", 2: "a cat"}, {1: ["a dog"], 2: ["some", "a cat"]}, prefix="")
     assert out["CLIPScore"] == pytest.approx({1: 2.5, 2: 0.0}) and out["RefCLIPScore"] == pytest.approx({1: 2 * 2.5 / 3.5, 2: 0.0})
-    report = E.score_report({1: "a dog", 2: "a cat"}, {1: ["a dog"], 2: ["a cat"]}, ["CLIPScore", "RefCLIPScore", "Bleu_1"], images=images, image_model=model, tokenized=True)
+    report = scoring_room.score_report({1: "a dog", 2: "a cat"}, {1: ["a dog"], 2: ["a cat"]}, ["CLIPScore", "RefCLIPScore", "Bleu_1"], images=images, image_model=model, tokenized=True)
     assert set(report.scores) == {"CLIPScore", "RefCLIPScore", "Bleu_1"} == set(report.intervals)
-    with pytest.raises(ValueError, match="no picture for ids: 3"): E.clip_scores(model, images, {3: "a"})
+    with pytest.raises(ValueError, match="no picture for ids: 3"): scoring_room.clip_scores(model, images, {3: "a"})
 
 
 def test_sentiment_accuracy():
     classify = lambda texts: [1.0 if "good" in t else -1.0 for t in texts]
-    assert E.sentiment_accuracy({1: "good dog", 2: "bad dog"}, classify) == {"accuracy": 0.5, "per_image": {1: True, 2: False}}
-    assert E.sentiment_accuracy({1: "bad dog"}, classify, "negative")["accuracy"] == 1.0
-    with pytest.raises(ValueError, match="label"): E.sentiment_accuracy({1: "a"}, classify, "angry")
+    assert metrics_room.sentiment_accuracy({1: "good dog", 2: "bad dog"}, classify) == {"accuracy": 0.5, "per_image": {1: True, 2: False}}
+    assert metrics_room.sentiment_accuracy({1: "bad dog"}, classify, "negative")["accuracy"] == 1.0
+    with pytest.raises(ValueError, match="label"): metrics_room.sentiment_accuracy({1: "a"}, classify, "angry")
 
 
 # ---------------------------------------------------------------- files
@@ -344,7 +349,7 @@ def put(tmp_path, data, name="x.json"):
     ({"7": ["A man."], "8": ["A dog.", "A cat."]}, "x.json", {}, {"7": ["A man."], "8": ["A dog.", "A cat."]}),
     ([{"image_id": 5, "caption": "A dog."}, {"image_id": 5, "caption": "A hound."}], "x.jsonl", {}, {5: ["A dog.", "A hound."]}),
 ])
-def test_read_references(tmp_path, data, name, kwargs, expected): assert E.read_references(put(tmp_path, data, name), **kwargs) == expected
+def test_read_references(tmp_path, data, name, kwargs, expected): assert datasets_room.read_references(put(tmp_path, data, name), **kwargs) == expected
 
 
 @pytest.mark.parametrize("data, name, expected", [
@@ -356,7 +361,7 @@ def test_read_references(tmp_path, data, name, kwargs, expected): assert E.read_
     ([{"id": 3, "file": "3.jpg", "caption": "a man", "loss": 1.0, "terms": {}, "seconds": 1, "seed": 0, "versions": {}}], "captions.jsonl", {3: "a man"}),
     ([{"file": "3.jpg", "caption": "a man"}], "x.json", {"3.jpg": "a man"}),
 ])
-def test_read_predictions(tmp_path, data, name, expected): assert E.read_predictions(put(tmp_path, data, name)) == expected
+def test_read_predictions(tmp_path, data, name, expected): assert datasets_room.read_predictions(put(tmp_path, data, name)) == expected
 
 
 @pytest.mark.parametrize("text, match", [
@@ -369,32 +374,32 @@ def test_broken_files(tmp_path, text, match):
     path = tmp_path / "x.json"
     path.write_text(text)
     if match is None:
-        with pytest.warns(UserWarning, match="cut short"): assert E.read_predictions(path) == {1: "a"}
+        with pytest.warns(UserWarning, match="cut short"): assert datasets_room.read_predictions(path) == {1: "a"}
         return
-    with pytest.raises((ValueError, TypeError), match=match): E.read_predictions(path)
+    with pytest.raises((ValueError, TypeError), match=match): datasets_room.read_predictions(path)
 
 
 def test_more_file_errors(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere.json"): E.read_references(tmp_path / "nowhere.json")
+    with pytest.raises(FileNotFoundError, match="nowhere.json"): datasets_room.read_references(tmp_path / "nowhere.json")
     (tmp_path / "b.json").write_bytes(b'{"1": "\xff"}')
-    with pytest.raises(ValueError, match="not UTF-8"): E.read_references(tmp_path / "b.json")
-    with pytest.raises(ValueError, match="no split 'dev'; it has test, val"): E.read_references(put(tmp_path, KARPATHY), split="dev")
-    with pytest.raises(ValueError, match="two images have the id 5"): E.read_references(put(tmp_path, {"images": [{"id": 5}, {"id": 5}], "annotations": []}))
-    with pytest.raises(ValueError, match="holds no references"): E.read_references(put(tmp_path, {"images": [{"id": 5}]}))
-    with pytest.raises(ValueError, match="sentiment must be"): E.read_references(put(tmp_path, SENTICAP), sentiment="happy")
+    with pytest.raises(ValueError, match="not UTF-8"): datasets_room.read_references(tmp_path / "b.json")
+    with pytest.raises(ValueError, match="no split 'dev'; it has test, val"): datasets_room.read_references(put(tmp_path, KARPATHY), split="dev")
+    with pytest.raises(ValueError, match="two images have the id 5"): datasets_room.read_references(put(tmp_path, {"images": [{"id": 5}, {"id": 5}], "annotations": []}))
+    with pytest.raises(ValueError, match="holds no references"): datasets_room.read_references(put(tmp_path, {"images": [{"id": 5}]}))
+    with pytest.raises(ValueError, match="sentiment must be"): datasets_room.read_references(put(tmp_path, SENTICAP), sentiment="happy")
 
 
 @pytest.mark.parametrize("refs", [COCO, KARPATHY, OURS])
 @pytest.mark.parametrize("caps", [MAGIC, {"391895": "a man on a road"}, [{"image_id": 391895, "caption": "a man on a road"}], {"COCO_val2014_000000391895": "a man on a road"}])
 def test_one_photograph_under_many_names(tmp_path, refs, caps):
-    report = E.score_files(put(tmp_path, caps, "caps.json"), put(tmp_path, refs, "refs.json"), ["Bleu_1"], subset=True, tokenized=True, samples=0)
+    report = scoring_room.score_files(put(tmp_path, caps, "caps.json"), put(tmp_path, refs, "refs.json"), ["Bleu_1"], subset=True, tokenized=True, samples=0)
     assert report.n == 1 and list(map(str, report.per_image["Bleu_1"])) == ["391895"]
 
 
 def test_score_magics_own_file(tmp_path):
     path = put(tmp_path, MAGIC)
-    assert E.score_files(path, path, ["ROUGE_L"], tokenized=True, samples=0).n == 1
-    with pytest.raises(ValueError, match="captions without references.*: 99"): E.score_files(put(tmp_path, {"99": "a"}, "c.json"), path, ["ROUGE_L"])
+    assert scoring_room.score_files(path, path, ["ROUGE_L"], tokenized=True, samples=0).n == 1
+    with pytest.raises(ValueError, match="captions without references.*: 99"): scoring_room.score_files(put(tmp_path, {"99": "a"}, "c.json"), path, ["ROUGE_L"])
 
 
 # ---------------------------------------------------------------- runs
@@ -409,7 +414,7 @@ class Maker:
         r = random.Random(seed)
         return types.SimpleNamespace(text="a " + " ".join(r.choice("dog cat runs on red blue beach sofa".split()) for _ in range(6)), loss=r.random(), terms={"lm": r.random(), "image": float("inf")}, seconds=self.delay)
 '''
-RUN = "import sys, json; from fuse_nb.evaluation import evaluate_folder; evaluate_folder(**json.loads(sys.argv[1]))"
+RUN = "import sys, json; from fuse_nb.runs import evaluate_folder; evaluate_folder(**json.loads(sys.argv[1]))"
 
 
 @pytest.fixture
@@ -425,7 +430,7 @@ def place(tmp_path, monkeypatch):
 
 def run(place, out="out", captioner="fake_captioner:Maker", **kwargs):
     kwargs = dict(images=place / "photos", references=place / "references.json", metrics=["Bleu_1", "CIDEr"], tokenized=True, samples=20, progress=False) | kwargs
-    return E.evaluate_folder(captioner, out=place / out, **kwargs)
+    return runs_room.evaluate_folder(captioner, out=place / out, **kwargs)
 
 
 def told(run): return [(r["id"], r["caption"], r["loss"], r["seed"]) for r in run.captions]
@@ -446,7 +451,7 @@ def test_a_run_leaves_what_it_promises(place, capfd):
     assert set(lines[0]) == {"id", "file", "caption", "loss", "terms", "seconds", "seed", "versions"} and lines[0]["terms"]["image"] is None
     scores, info = (json.loads((place / "out" / f).read_text()) for f in ("scores.json", "run.json"))
     assert scores["CIDEr"] == result.report.scores["CIDEr"] and info["complete"] and info["settings"] == {} and "fuse_nb" in info["versions"]
-    expected = E.score_captions({l["id"]: l["caption"] for l in lines}, E.read_references(place / "references.json"), ["CIDEr"], tokenized=True)
+    expected = scoring_room.score_captions({l["id"]: l["caption"] for l in lines}, datasets_room.read_references(place / "references.json"), ["CIDEr"], tokenized=True)
     assert scores["CIDEr"] == expected["CIDEr"]
 
 
@@ -477,7 +482,7 @@ def test_started_by_torchrun(place):
     "The way of several machines: every process calls evaluate_folder, here two on one machine, and a log of an earlier worker is there."
     (place / "out").mkdir()
     script = place / "script.py"
-    script.write_text(f"from fake_captioner import Maker\nfrom fuse_nb.evaluation import evaluate_folder\n"
+    script.write_text(f"from fake_captioner import Maker\nfrom fuse_nb.runs import evaluate_folder\n"
                       f"r = evaluate_folder(Maker(), {str(place / 'photos')!r}, {str(place / 'out')!r}, {str(place / 'references.json')!r}, metrics=['Bleu_1'], tokenized=True, progress=False)\nprint('scored', r.report is not None)")
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(place / "code"), *filter(None, sys.path)]), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)], env=env, capture_output=True, text=True)
@@ -506,7 +511,7 @@ def test_killed_with_workers(place):
     count = lambda: sum(f.read_bytes().count(b"\n") for f in (place / "out").glob("captions.0*.jsonl"))
     while count() < 1: assert process.poll() is None, process.stderr.read().decode(); time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL); process.wait()
-    with E._locked(place / "out" / ".workers", wait=8.0): pass  # alive, they would hold this for 12 s and more
+    with runs_room._locked(place / "out" / ".workers", wait=8.0): pass  # alive, they would hold this for 12 s and more
     assert count() < 4
     result = run(place)
     assert told(result) == told(run(place, "fresh")) and not list((place / "out").glob("captions.0*"))
@@ -515,7 +520,7 @@ def test_killed_with_workers(place):
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.text(max_size=12), min_size=1, max_size=5, unique=True), st.data())
 def test_a_log_cut_anywhere_keeps_its_whole_lines(tmp_path_factory, texts, data):
-    log = E.RunLog(tmp_path_factory.mktemp("log") / "captions.jsonl")
+    log = runlog_room.RunLog(tmp_path_factory.mktemp("log") / "captions.jsonl")
     for k, t in enumerate(texts): log.append({"id": k, "caption": t})
     whole = log.path.read_bytes()
     cut = data.draw(st.integers(0, len(whole)))
@@ -525,13 +530,13 @@ def test_a_log_cut_anywhere_keeps_its_whole_lines(tmp_path_factory, texts, data)
 
 
 def test_a_line_that_cannot_be_written_leaves_no_trace(tmp_path, monkeypatch):
-    log = E.RunLog(tmp_path / "captions.jsonl")
+    log = runlog_room.RunLog(tmp_path / "captions.jsonl")
     log.append({"id": 1, "caption": "a dog"})
     before = log.path.read_bytes()
     def full(fd): raise OSError(28, "No space left on device")
     with monkeypatch.context() as m:
-        m.setattr(E.os, "fsync", full)
-        with pytest.raises(E.RunStopped, match="cannot write .*No space left"): log.append({"id": 2, "caption": "a cat"})
+        m.setattr(runs_room.os, "fsync", full)
+        with pytest.raises(runlog_room.RunStopped, match="cannot write .*No space left"): log.append({"id": 2, "caption": "a cat"})
     assert log.path.read_bytes() == before
     log.append({"id": 3, "caption": "a bus"})
     assert [r["id"] for r in log.read()] == [1, 3]
@@ -548,9 +553,9 @@ def test_bad_pictures_are_recorded_and_skipped(place):
 
 
 def test_a_broken_captioner_stops_the_run(place):
-    with pytest.raises(E.RunStopped, match="10 pictures in a row.*cannot see"): run(place, settings={"bad": ["jpg"]})
-    with pytest.raises(E.RunStopped, match="no picture could be captioned.*cannot see"): run(place, "few", settings={"bad": ["jpg"]}, limit=3)
-    with pytest.raises(E.RunStopped, match="a worker failed.*no_such"): run(place, "w", captioner="fake_captioner:no_such", workers=2)
+    with pytest.raises(runlog_room.RunStopped, match="10 pictures in a row.*cannot see"): run(place, settings={"bad": ["jpg"]})
+    with pytest.raises(runlog_room.RunStopped, match="no picture could be captioned.*cannot see"): run(place, "few", settings={"bad": ["jpg"]}, limit=3)
+    with pytest.raises(runlog_room.RunStopped, match="a worker failed.*no_such"): run(place, "w", captioner="fake_captioner:no_such", workers=2)
     with pytest.raises(ValueError, match="'module:name'"): run(place, "n", captioner="fake_captioner")
     with pytest.raises(ValueError, match="given by name"): run(place, "l", captioner=lambda p, s: None, workers=2)
     with pytest.raises(ValueError, match="workers must be"): run(place, "z", workers=0)
@@ -597,24 +602,24 @@ def test_disk_full(place):
 
 def test_a_full_disk_in_the_captioner_stops_too(place):
     def full(path, seed): raise OSError(28, "No space left on device")
-    with pytest.raises(E.RunStopped, match="disk is full"): run(place, captioner=full)
+    with pytest.raises(runlog_room.RunStopped, match="disk is full"): run(place, captioner=full)
 
 
 def test_two_runs_cannot_share_a_folder(place):
     (place / "out").mkdir()
-    with E._locked(place / "out" / ".lock"), pytest.raises(E.RunStopped, match="another run is writing"): run(place)
+    with runs_room._locked(place / "out" / ".lock"), pytest.raises(runlog_room.RunStopped, match="another run is writing"): run(place)
 
 
 def test_seeds_are_stable():
-    assert E.picture_seed(0, 5) == E.picture_seed(0, "5") != E.picture_seed(1, 5)
-    seeds = {E.picture_seed(0, i) for i in range(5000)}
+    assert runlog_room.picture_seed(0, 5) == runlog_room.picture_seed(0, "5") != runlog_room.picture_seed(1, 5)
+    seeds = {runlog_room.picture_seed(0, i) for i in range(5000)}
     assert len(seeds) > 4990 and min(seeds) >= 0 and max(seeds) < 2**31
 
 
 # ---------------------------------------------------------------- tables and figures
 
 def test_the_table_marks_published_rows():
-    table = E.captioning_table({"rows": [{"method": "ours", "n": 32, "scores": {"CIDEr": 12.34}, "intervals": {"CIDEr": [10.0, 15.0]}}]})
+    table = metrics_room.captioning_table({"rows": [{"method": "ours", "n": 32, "scores": {"CIDEr": 12.34}, "intervals": {"CIDEr": [10.0, 15.0]}}]})
     ours, *published = table.splitlines()[2:]
     assert "12.3 (10.0 to 15.0)" in ours and "measured here" in ours and len(published) == 6
     assert all("published, not comparable" in r for r in published) and any("14.6" in r for r in published)
@@ -622,21 +627,21 @@ def test_the_table_marks_published_rows():
 
 def test_against_published():
     report = types.SimpleNamespace(scores={"CIDEr": 0.4929, "Bleu_1": 0.5})
-    assert "| CIDEr | 49.29 | 49.3 | -0.01 |" in E.against_published(report, "magic") and "Bleu_1" not in E.against_published(report, "MAGIC")
-    with pytest.raises(ValueError, match="method must begin"): E.against_published(report, "Nobody")
+    assert "| CIDEr | 49.29 | 49.3 | -0.01 |" in metrics_room.against_published(report, "magic") and "Bleu_1" not in metrics_room.against_published(report, "MAGIC")
+    with pytest.raises(ValueError, match="method must begin"): metrics_room.against_published(report, "Nobody")
 
 
 def test_contact_sheet(place):
     import matplotlib.pyplot as plt
     files = sorted((place / "photos").iterdir())[:5]
-    fig = E.contact_sheet([(f, ["a caption that is long enough to be wrapped", "CIDEr 0.3"]) for f in files], columns=3, title="five pictures")
+    fig = metrics_room.contact_sheet([(f, ["a caption that is long enough to be wrapped", "CIDEr 0.3"]) for f in files], columns=3, title="five pictures")
     assert len(fig.axes) == 6
     plt.close(fig)
-    with pytest.raises(ValueError, match="pictures is empty"): E.contact_sheet([])
+    with pytest.raises(ValueError, match="pictures is empty"): metrics_room.contact_sheet([])
 
 
 def test_import_is_light():
-    code = "import sys, fuse_nb.evaluation; print([m for m in ('torch', 'transformers', 'matplotlib', 'accelerate', 'pycocoevalcap') if m in sys.modules])"
+    code = "import sys, fuse_nb.runs; print([m for m in ('torch', 'transformers', 'matplotlib', 'accelerate', 'pycocoevalcap') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}).stdout.strip() == "[]"
 
 

@@ -6,10 +6,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-import fuse_nb.optimizer as optimizer
-from fuse_nb.models import CausalLM
-from fuse_nb.objective import Objective, TargetText, Term, _batches, _spine, gradient
-from fuse_nb.optimizer import GCG, Result
+import fuse_nb.search as search_room
+from fuse_nb.causal import CausalLM
+from fuse_nb.losses import TargetText, _batches, _spine
+from fuse_nb.objective import Objective, Term, gradient
+from fuse_nb.search import Result
+from fuse_nb.swaps import GCG
 from test_models import FAMILIES, V, byte_bpe, causal, every_source, folders, lm  # noqa: F401 (fixtures)
 
 TEXT = " ran after the ball"
@@ -125,8 +127,8 @@ def tiny(folders):  # noqa: F811
 def test_gcg_takes_the_best_swap_of_each_step_better_or_worse(tiny, monkeypatch):
     objective, frontiers, tried = Objective(Term(TargetText(tiny, TEXT)), source=tiny), [], []
     search = lambda steps, seed, resume=None, **more: GCG(steps=steps, length=5, candidates=3, topk=64, progress=False, **more).minimize(objective, prefix="a cat on", suffix=" park", seed=seed, resume=resume)
-    real = optimizer.evaluate
-    monkeypatch.setattr(optimizer, "evaluate", lambda o, rows, start: tried.append((rows, v := real(o, rows, start))) or v)
+    real = search_room.evaluate
+    monkeypatch.setattr(search_room, "evaluate", lambda o, rows, start: tried.append((rows, v := real(o, rows, start))) or v)
     r = search(12, 3, callback=lambda t: frontiers.append(t["frontier"]))
     left, right = tiny.tokenize(["a cat on"])[0], tiny.tokenizer(" park", add_special_tokens=False)["input_ids"]
     now, values = tried[0][0][0][len(left):-len(right)], []

@@ -13,9 +13,11 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
 
-import fuse_nb.models as M
-from fuse_nb.models import (PACKAGED, CausalLM, Classifier, ImageTextModel, Package, Similarity, TextEncoder, cache_dir, cached, conse, imagenet_classes,
-                            installed, load_image, offered, pick_device, sha256_file, verify, weights)
+import fuse_nb.store as store_room
+from fuse_nb.store import PACKAGED, Package, cache_dir, cached, installed, offered, pick_device, sha256_file, verify, weights
+from fuse_nb.causal import CausalLM
+from fuse_nb.encoders import Classifier, Similarity, TextEncoder
+from fuse_nb.images import ImageTextModel, conse, imagenet_classes, load_image
 
 transformers = pytest.importorskip("transformers")
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers  # noqa: E402
@@ -501,7 +503,7 @@ def test_absent_cuda_is_refused_before_anything_is_loaded(folders):
 
 
 def test_unknown_names(monkeypatch, tmp_path):
-    monkeypatch.setattr(M, "_hub_reachable", lambda: False)
+    monkeypatch.setattr(store_room, "_hub_reachable", lambda: False)
     for cls in (CausalLM, TextEncoder, ImageTextModel, Classifier):
         with pytest.raises(ValueError) as e: cls.from_pretrained("nobody/no-such-model")
         assert all(w in str(e.value) for w in ("nobody/no-such-model", "smollm2-135m", "imagenet-minilm", "local folder", "hub id")) and "\n" not in str(e.value)
@@ -526,7 +528,7 @@ def test_a_hub_model_that_was_downloaded_before_works_without_the_hub(folders, t
     (repo/"refs").mkdir()
     (repo/"refs"/"main").write_text("abc")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(M, "_hub_reachable", lambda: False)
+    monkeypatch.setattr(store_room, "_hub_reachable", lambda: False)
     lm = CausalLM.from_pretrained("somebody/small", device="cpu")
     assert lm.name == "somebody/small" and lm.bos_ids == [1]
 
@@ -638,7 +640,7 @@ def test_verify_hashes_once_and_notices_a_change(monkeypatch, tmp_path):
     file = tmp_path/"w.bin"
     file.write_bytes(b"weights")
     digest, calls = sha256_file(file), []
-    monkeypatch.setattr(M, "sha256_file", lambda p: calls.append(p) or digest_of(p))
+    monkeypatch.setattr(store_room, "sha256_file", lambda p: calls.append(p) or digest_of(p))
     digest_of = sha256_file
     for _ in range(3): verify(file, digest)
     assert len(calls) == 1

@@ -5,9 +5,13 @@ import math
 import pytest
 import torch
 
-from fuse_nb.objective import Objective, Penalty, TargetText, Term, length
-from fuse_nb.optimizer import GCG, PEZ, AutoDAN, RandomSearch, Result, evaluate
-from fuse_nb.ranking import Ranker, allowed_tokens
+from fuse_nb.losses import Penalty, TargetText, length
+from fuse_nb.objective import Objective, Term
+from fuse_nb.search import Result, evaluate
+from fuse_nb.autodan import AutoDAN
+from fuse_nb.swaps import GCG, PEZ, RandomSearch
+from fuse_nb.tokens import allowed_tokens
+from fuse_nb.ranking import Ranker
 from test_models import V, byte_bpe
 from test_search import SENTENCE, Spelled, adapter_of, bert, close, made, own_cache, source_of  # noqa: F401 (fixtures)
 

@@ -7,14 +7,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import fuse_nb.ranking as ranking
-from fuse_nb.adapter import FuseAdapter, fingerprint
+import fuse_nb.tables as tables_room
+from fuse_nb.fitting import FuseAdapter, fingerprint
 from fuse_nb.gradient import bridge, pull, route
-from fuse_nb.models import CausalLM, Classifier, TextEncoder
-from fuse_nb.objective import (Fluency, NextTokens, Objective, Penalty, TargetText, Term, ZeroShotLabel, banned, gradient, length, non_ascii, repetition)
-from fuse_nb.optimizer import GCG, AutoDAN, RandomSearch, Result, evaluate
-from fuse_nb.ranking import (RANKERS, Combined, Fuse, Ranker, State, Surrogate, allowed_tokens, calibrate, get_ranker, ridge_fit, spelling_table, tangents,
-                             token_strings, word_table)
+from fuse_nb.causal import CausalLM
+from fuse_nb.encoders import Classifier, TextEncoder
+from fuse_nb.losses import Fluency, NextTokens, Penalty, TargetText, ZeroShotLabel, banned, length, non_ascii, repetition
+from fuse_nb.objective import Objective, Term, gradient
+from fuse_nb.search import Result, evaluate
+from fuse_nb.autodan import AutoDAN
+from fuse_nb.swaps import GCG, RandomSearch
+from fuse_nb.tokens import allowed_tokens, token_strings
+from fuse_nb.tables import spelling_table, word_table
+from fuse_nb.ranking import Fuse, Ranker, State, calibrate, tangents
+from fuse_nb.combined import RANKERS, Combined, Surrogate, get_ranker, ridge_fit
 from test_models import BERT, SENTENCES, SIZES, V, byte_bpe, causal, word_pieces
 
 transformers = pytest.importorskip("transformers")
@@ -550,11 +556,11 @@ def all_tables(lm, target): return token_strings(lm), spelling_table(lm, target)
 
 
 def test_tables_read_from_the_cache_equal_the_fresh_ones(made, monkeypatch, tmp_path, caplog):
-    lm, target, cached = made["gpt2"], made["pieces"], ranking.cached
+    lm, target, cached = made["gpt2"], made["pieces"], tables_room.cached
     fresh = all_tables(again(lm), again(target))
     same = lambda a, b: a[0] == b[0] and torch.equal(a[1], b[1]) and torch.equal(a[2], b[2])
     with monkeypatch.context() as m:
-        m.setattr(ranking, "cached", lambda name, load, make, save: cached(name, load, lambda: pytest.fail(f"{name} is made again"), save))
+        m.setattr(tables_room, "cached", lambda name, load, make, save: cached(name, load, lambda: pytest.fail(f"{name} is made again"), save))
         assert same(all_tables(again(lm), again(target)), fresh)
     kept = [f for f in (tmp_path/"tables").glob("*/*") if f.is_file()]
     assert len(kept) == 3

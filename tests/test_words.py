@@ -17,8 +17,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 
-from fuse_nb.words import (Word, align, align_index, coverage, merge, merge_embeds, split, split_embeds, whitespace_words, word_ids, word_index,
-                           word_list)
+from fuse_nb.words import Word, coverage, merge, merge_embeds, split, split_embeds, whitespace_words, word_ids, word_index, word_list
+from fuse_nb.alignment import align, align_index
 
 EXAMPLES = int(os.environ.get("FUSE_NB_EXAMPLES", 60))
 SHARED = Path(__file__).resolve().parents[2]/"shared"/"tokenizers"
