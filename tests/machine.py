@@ -1,8 +1,57 @@
-"What a measured number says of the machine behind it."
+"What a measured number says of itself: the command, the code, the models, the machine and the day behind it."
+import ast
+import hashlib
+import json
 import platform
+import sys
+import time
+from pathlib import Path
 
-import torch
+ROOT = Path(__file__).parent.parent
 
 
 def machine(device):
+    import torch
     return f"{platform.machine()}, {torch.get_num_threads()} thread(s), torch {torch.__version__}, {device}"
+
+
+def code_hash(modules):
+    "One digest of what these modules of fuse_nb do: of their syntax trees, without docstrings and comments, so that prose makes no number stale."
+    digest = hashlib.sha256()
+    for name in sorted(modules):
+        tree = ast.parse((ROOT/"fuse_nb"/f"{name}.py").read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            first = body[0] if isinstance(body, list) and body else None
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+                body[0] = ast.Pass()
+        digest.update(f"{name} {ast.dump(tree)}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def made(modules, models="", device="cpu"):
+    "The entry `made` of a file in data/: modules are those of fuse_nb that the numbers exercise."
+    return dict(command=" ".join(["python", *(str(Path(a)) if "/" not in a or not a.startswith("/") else Path(a).name for a in sys.argv)]),
+                code=dict(modules=sorted(modules), sha256=code_hash(modules)), models=models, machine=machine(device), date=time.strftime("%Y-%m-%d"))
+
+
+def state_of(path):
+    "'current', 'stale' (the code has changed since), 'old' (and says so, with the reason), or 'unsigned'."
+    entry = json.loads(Path(path).read_text(encoding="utf-8")).get("made", {})
+    if entry.get("old"): return "old"
+    if entry.get("source"): return "current"                        # figures from elsewhere, with the source named
+    if "code" not in entry: return "unsigned"
+    return "current" if code_hash(entry["code"]["modules"]) == entry["code"]["sha256"] else "stale"
+
+
+if __name__ == "__main__":      # python tests/machine.py [--mark WHY]: list the files in data/, or mark the stale ones as old
+    why = sys.argv[sys.argv.index("--mark") + 1] if "--mark" in sys.argv else None
+    for path in sorted((ROOT/"data").glob("*.json")):
+        state = state_of(path)
+        if why and state in ("stale", "unsigned"):
+            text = path.read_text(encoding="utf-8")
+            data = json.loads(text)
+            data = {"made": {**data.pop("made", {}), "old": why}} | data
+            path.write_text(json.dumps(data, indent=1 if "\n" in text.strip() else None, ensure_ascii=False) + "\n", encoding="utf-8")
+            state = "old"
+        print(f"{state:9s} {path.name}")

@@ -1,19 +1,49 @@
 "The project's own rules: notebooks run, the package is their export, they are clean and small, floors are kept."
-import ast, json, os, re, shutil, subprocess, sys
+import json, re, shutil, subprocess, sys
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from stubs import mark_of, stub_of
+from test_house import wrong_answers
+
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT/"nbs").glob("*.ipynb"))
 BIN = Path(sys.executable).parent
 
 
+def attempt(number, answer, check):
+    "A cell that gives an exercise another answer, and must see its check fail; the lesson's own names stay as they are."
+    return nbformat.v4.new_code_cell(f"""
+names = dict(globals())
+try:
+    exec({answer!r}, names)
+    exec({check!r}, names)
+except (AssertionError, NotImplementedError, ValueError, TypeError, IndexError, KeyError, AttributeError, RuntimeError, ZeroDivisionError):
+    pass
+else:
+    raise SystemExit("the check of exercise {number} accepts a wrong answer:\\n" + {answer!r})
+""")
+
+
+def with_wrong_answers(nb, path):
+    "After each check, the stub and the known wrong answers: its check must refuse them all."
+    solutions, wrong, cells = {}, wrong_answers(path), []
+    for c in nb.cells:
+        cells.append(c)
+        if c.cell_type != "code" or not (mark := mark_of(c.source)): continue
+        kind, number = mark
+        if kind == "exercise": solutions[number] = c.source
+        else: cells += [attempt(number, answer, c.source) for answer in (stub_of(solutions[number]), *wrong.get(number, []))]
+    nb.cells = cells
+    return nb
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_notebook_runs_top_to_bottom(path):
-    nb = nbformat.read(path, as_version=4)
+def test_notebook_runs_top_to_bottom_and_its_exercises_refuse_wrong_answers(path):
+    nb = with_wrong_answers(nbformat.read(path, as_version=4), path)
     NotebookClient(nb, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}).execute()
 
 
@@ -51,16 +81,9 @@ def test_notebook_is_committed_with_its_outputs(path):
     assert all(c["execution_count"] is None for c in code) and any(c["outputs"] for c in code)
 
 
-def test_modules_import_only_from_lower_floors():
-    floor = {p.stem.split("_", 1)[1]: int(p.stem[:2]) for p in NOTEBOOKS if p.stem[0].isdigit()}
-    wrong = []
-    for name, n in floor.items():
-        tree = ast.parse((ROOT/"fuse_nb"/f"{name}.py").read_text())
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fuse_nb."):
-                other = node.module.split(".")[1]
-                if other != "data" and floor[other] >= n: wrong.append((name, other))
-    assert wrong == []
+def test_the_linter_is_content():
+    done = subprocess.run([BIN/"ruff", "check", "nbs"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:]
 
 
 def test_readme_is_written_from_the_index(tmp_path):
