@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from .tproduct import dft_rows, real_dft, real_spectrum
+from .spectrum import dft_rows, real_dft, real_spectrum
 from .words import word_ids
 
 # %% auto #0

@@ -47,7 +47,7 @@ def check_number(
     high: float = math.inf,  # largest accepted
     above: float | None = None,  # if given, must be larger than this
 ) -> float:
-    "A finite real number within bounds. Raises `TypeError` for what is no number, `ValueError` for one outside."
+    "A finite number within bounds. Raises `TypeError` for no number, `ValueError` for one outside."
     if isinstance(x, bool) or not isinstance(x, numbers.Real):
         raise TypeError(f"{name} must be a number, got {shown(x)}")
     if above is not None:
@@ -67,7 +67,7 @@ def check_count(
     low: int = 1,      # smallest accepted
     high: int = 2**31, # largest accepted
 ) -> int:
-    "A whole number within bounds. Raises `TypeError` for what is no whole number, `ValueError` for one outside."
+    "A whole number within bounds. Raises `TypeError` for none, `ValueError` for one outside."
     if isinstance(x, bool) or not isinstance(x, numbers.Integral):
         raise TypeError(f"{name} must be a whole number, got {shown(x)}")
     if not low <= x <= high:
@@ -77,7 +77,7 @@ def check_count(
 
 # %% ../nbs/02_checks.ipynb #bb816c28
 def check_seed(name: str, x: object) -> int:
-    "A seed: a whole number that torch and numpy both take, 0 to 2^32 - 1. Raises as `check_count` does."
+    "A seed that torch and numpy both take, 0 to 2^32 - 1. Raises as `check_count` does."
     return check_count(name, x, 0, 2**32 - 1)
 
 # %% ../nbs/02_checks.ipynb #d05368ac
@@ -98,7 +98,7 @@ def check_text(
     x: object,           # what was given
     empty: bool = True,  # whether "" is accepted
 ) -> str:
-    "A text that can be written as UTF-8. Raises `TypeError` for what is no text, `ValueError` for one that cannot be used."
+    "A text that UTF-8 can write. Raises `TypeError` for no text, `ValueError` for an unusable one."
     if not isinstance(x, str):
         raise TypeError(f"{name} must be a text, got {shown(x)}")
     if not empty and not x.strip():
@@ -114,7 +114,7 @@ def check_texts(
     x: object,           # what was given
     empty: bool = True,  # whether a list of no texts is accepted
 ) -> list[str]:
-    "A list of texts. A single text is refused, since it would be taken for a list of letters. Raises as `check_text` does."
+    "A list of texts; a single text is refused, being a list of letters. Raises as `check_text`."
     if isinstance(x, (str, bytes)) or not isinstance(x, Iterable):
         raise TypeError(f"{name} must be a list of texts, got {shown(x)}")
     texts = [check_text(f"{name}[{i}]", t) for i, t in enumerate(x)]
@@ -156,8 +156,8 @@ def check_tensor(
     return x
 
 # %% ../nbs/02_checks.ipynb #576a3b8f
-def check_finite(name: str, x):
-    "A tensor without NaN and infinities, returned as it is. Raises `ValueError` with how many there are and where the first is."
+def check_finite(name: str, x: torch.Tensor) -> torch.Tensor:  # noqa: F821
+    "A tensor without NaN and infinities, as it is. Raises `ValueError`: how many, where the first."
     import torch
 
     x = x.detach()

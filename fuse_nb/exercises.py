@@ -21,7 +21,8 @@ def _numbers_apart(got: object, wanted: object, tolerance: float) -> str:
     "What is wrong with numbers; empty if nothing is."
     import numpy as np
 
-    got, wanted = (np.asarray(x.detach().cpu() if hasattr(x, "detach") else x) for x in (got, wanted))
+    plain = lambda x: np.asarray(x.detach().cpu() if hasattr(x, "detach") else x)
+    got, wanted = plain(got), plain(wanted)
     if got.shape != wanted.shape:
         return f"the shape is {got.shape}, expected {wanted.shape}"
     apart = np.abs(got.astype(complex) - wanted.astype(complex))
@@ -46,13 +47,16 @@ def judge(
     wanted: object,           # the right one
     tolerance: float = 1e-5,  # largest difference of two numbers that counts as none
 ) -> None:
-    "Print that an answer is right. Raises `AssertionError` that says how it is wrong, not what is right."
+    "Print that an answer is right. Raises `AssertionError` that says how it is wrong, no more."
     if got is None or got is Ellipsis:
         raise AssertionError(f"{exercise}: not answered yet")
-    if _is_numbers(wanted):
-        told = _numbers_apart(got, wanted, tolerance) if _is_numbers(got) else f"got {type(got).__name__}, expected numbers"
+    if _is_numbers(wanted) and _is_numbers(got):
+        told = _numbers_apart(got, wanted, tolerance)
+    elif _is_numbers(wanted):
+        told = f"got {type(got).__name__}, expected numbers"
     elif isinstance(wanted, (str, bool)) or not isinstance(wanted, Sequence):
-        told = "" if type(got) is type(wanted) and got == wanted else f"{shown(got)} is not the answer"
+        right = type(got) is type(wanted) and got == wanted
+        told = "" if right else f"{shown(got)} is not the answer"
     elif isinstance(got, Sequence) and not isinstance(got, str):
         told = _items_apart(got, wanted)
     else:

@@ -5,38 +5,25 @@
 # %% ../nbs/01_figures.ipynb #d46bbd85
 from __future__ import annotations
 import os
+from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Polygon
 
 # %% auto #0
-__all__ = ['COLORS', 'MARKERS', 'STYLE', 'style', 'new_figure', 'claim', 'check_path', 'save']
+__all__ = ['COLORS', 'MARKERS', 'STYLE', 'style', 'new_figure', 'claim', 'check_path', 'save', 'tensor_boxes']
 
 # %% ../nbs/01_figures.ipynb #559cd747
-COLORS = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#56B4E9",
-    "#E69F00",
-    "#000000",
-    "#F0E442",
-)  # Okabe & Ito 2008
+# Okabe & Ito 2008
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#F0E442")
 
 # %% ../nbs/01_figures.ipynb #e27ee544
-MARKERS = (
-    "o",
-    "s",
-    "^",
-    "D",
-    "v",
-    "P",
-    "X",
-    "*",
-)  # a second cue beside colour, for print without it
+# a second cue beside colour, for print without it
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 # %% ../nbs/01_figures.ipynb #4b4499c6
 STYLE = {
@@ -66,7 +53,7 @@ STYLE = {
 # %% ../nbs/01_figures.ipynb #322048d2
 @contextmanager
 def style():
-    "Draw in the house style inside this `with` block; the reader's own settings come back after it."
+    "Draw in the house style inside this block; the reader's own settings come back after it."
     shows = mpl.rcParams["interactive"]
     try:
         with mpl.rc_context(STYLE):
@@ -75,9 +62,8 @@ def style():
             finally:
                 shows = mpl.rcParams["interactive"]
     finally:
-        mpl.interactive(
-            shows
-        )  # a notebook's backend starts with the first figure and sets this; undone, no later figure would be shown
+        # a notebook's backend sets this with its first figure; undone, no later one would be shown
+        mpl.interactive(shows)
 
 # %% ../nbs/01_figures.ipynb #ddf9d396
 def new_figure(
@@ -97,13 +83,13 @@ def new_figure(
 
 # %% ../nbs/01_figures.ipynb #49334cdd
 def claim(
-    ax,  # a matplotlib axes
-    title: str,  # the claim that the figure makes
-    xlabel: str | None,  # what is on the x axis, with its unit; None for a picture
-    ylabel: str | None,  # what is on the y axis, with its unit; None for a picture
-    legend: bool = False,  # draw the legend of the labelled artists
-) -> object:  # the same axes
-    "Give `ax` its claim and its labels. Raises `ValueError` when the claim or one of two labels is empty."
+    ax: Axes,               # where
+    title: str,             # the claim that the figure makes
+    xlabel: str | None,     # what is on the x axis, with its unit; None for a picture
+    ylabel: str | None,     # what is on the y axis, with its unit; None for a picture
+    legend: bool = False,   # draw the legend of the labelled artists
+) -> Axes:                  # the same axes
+    "Give `ax` its claim and its labels. Raises `ValueError` for an empty claim or label."
     if not title or not title.strip():
         raise ValueError("title is empty: write what the figure shows")
     if (xlabel is None) != (ylabel is None):
@@ -126,11 +112,12 @@ def check_path(
     path: str
     | Path,  # where a figure is to be written; the ending (.png, .svg, .pdf) is the format
 ) -> Path:  # the same as a `Path`
-    "Raises `ValueError` for an ending that matplotlib cannot write, `FileNotFoundError` for a folder that is not there."
+    "Raises `ValueError` for an ending that cannot be written, `FileNotFoundError` for no folder."
     path, known = Path(path), mpl.backend_bases.FigureCanvasBase.get_supported_filetypes()
     if path.suffix.lstrip(".").lower() not in known:
         raise ValueError(
-            f"figure path {path.name!r} must end in one of {', '.join('.' + k for k in sorted(known))}"
+            f"figure path {path.name!r} must end in one of "
+            + ", ".join("." + k for k in sorted(known))
         )
     if not path.parent.is_dir():
         raise FileNotFoundError(f"the folder of figure path {str(path)!r} does not exist")
@@ -150,3 +137,38 @@ def save(
     finally:
         part.unlink(missing_ok=True)
     return path
+
+# %% ../nbs/01_figures.ipynb #e0a754f7
+def _box(ax: Axes, at: float, sides: tuple[float, float, float], color: str) -> None:
+    "A box whose front has its lower left corner at (at, -height/2)."
+    width, height, depth = sides
+    x, y, dx, dy = at, -height / 2, 0.7 * depth, 0.5 * depth
+    front = [(x, y), (x + width, y), (x + width, y + height), (x, y + height)]
+    top = [front[3], front[2], (x + width + dx, y + height + dy), (x + dx, y + height + dy)]
+    side = [front[1], (x + width + dx, y + dy), (x + width + dx, y + height + dy), front[2]]
+    for face, shade in ((front, 0.55), (top, 0.3), (side, 0.8)):
+        ax.add_patch(Polygon(face, facecolor=color, alpha=shade, edgecolor="black", lw=0.8))
+
+# %% ../nbs/01_figures.ipynb #94c64049
+def tensor_boxes(
+    ax: Axes,                  # where to draw
+    items: Sequence,           # tensors (name, rows, columns, tube), and signs between them
+    sizes: dict[str, float],   # how long the edge with each letter is drawn
+) -> Axes:                     # the same axes
+    "Draw an equation of tensors of tubes with the letter of each edge."
+    at, tallest = 0.0, 0.0
+    for k, item in enumerate(items):
+        if isinstance(item, str):
+            ax.text(at + 0.1, 0, item, ha="center", va="center", fontsize=14)
+            at += 0.45
+            continue
+        name, rows, columns, tube = item
+        height, width, depth = (sizes[edge] for edge in (rows, columns, tube))
+        _box(ax, at, (width, height, depth), COLORS[k // 2 % len(COLORS)])
+        ax.text(at + width / 2, 0, name, ha="center", va="center", fontsize=13, color="black")
+        ax.text(at - 0.06, 0, rows, ha="right", va="center", rotation=90, fontsize=9)
+        ax.text(at + width / 2, -height / 2 - 0.06, columns, ha="center", va="top", fontsize=9)
+        ax.text(at + 0.2 * depth, height / 2 + 0.4 * depth, tube, ha="right", fontsize=9)
+        at, tallest = at + width + depth + 0.45, max(tallest, height + depth)
+    ax.set(xlim=(-0.4, at - 0.2), ylim=(-tallest / 2 - 0.35, tallest / 2 + 0.35), aspect="equal")
+    return ax

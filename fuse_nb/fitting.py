@@ -18,8 +18,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from .tproduct import frequencies, from_frequencies, tprod
-from .gram import ConditionWarning, GramAccumulator, _matrices, _mean_diagonal
+from .spectrum import frequencies, from_frequencies
+from .tproduct import tprod
+from .gram import ConditionWarning, GramAccumulator, matrices_of, mean_diagonal
 from .words import word_list
 from .store import PACKAGED, cached, sha256_file
 from fuse_nb.adapter import (
@@ -48,8 +49,8 @@ def ridge_path(
     center: bool = False,  # about the means of each side
 ) -> np.ndarray:  # (len(ridges),) held-out R2
     "The held-out R2 of every ridge from the sums alone, for the price of one eigendecomposition a frequency."
-    (G, C, count), (H, D, _) = _matrices(train, center), _matrices(held, center)
-    scale, l = _mean_diagonal(G, count), train.l
+    (G, C, count), (H, D, _) = matrices_of(train, center), matrices_of(held, center)
+    scale, l = mean_diagonal(G, count), train.l
     ridges = torch.as_tensor(list(ridges), dtype=train.dtype, device=train.device)
     total = held.sums["yy"] - held.weight * held.means()[1].square().sum()
     error = (total if center else held.sums["yy"]) + 0 * ridges
@@ -83,8 +84,8 @@ def shrink(
     "`acc.solve`, but shrunk to `prior` instead of zero: minimizes |X*T - Y|^2 + lambda |T - prior|^2."
     if prior is None or ridge == 0:
         return acc.solve(ridge, center=center)
-    G, C, count = _matrices(acc, center)
-    lam = ridge * _mean_diagonal(G, count)
+    G, C, count = matrices_of(acc, center)
+    lam = ridge * mean_diagonal(G, count)
     T = []
     for g, c, p in zip(G, C, frequencies(prior.to(acc.sums["gram"]))):
         L = torch.linalg.cholesky(g + lam * torch.eye(len(g), dtype=g.dtype, device=g.device))
@@ -427,8 +428,8 @@ class _Stored(_Apply):
                 for ids in S.split(4096):
                     X = _tubes(table, ids, l)
                     acc.update(X, X[:, :1])
-        G, _, count = _matrices(acc, False)
-        lam = 1e-3 * _mean_diagonal(G, count) + 1e-30
+        G, _, count = matrices_of(acc, False)
+        lam = 1e-3 * mean_diagonal(G, count) + 1e-30
         return [
             torch.linalg.cholesky(g + lam * torch.eye(len(g), dtype=g.dtype, device=g.device))
             for g in G

@@ -7,384 +7,326 @@ import os
 import warnings
 from pathlib import Path
 import torch
+from fastcore.basics import patch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from .tproduct import from_real_spectrum, real_spectrum, tprod, _check
-from fuse_nb.pseudoinverse import (
-    _certified,
-    _check_finite,
-    _check_number,
-    _joined,
-    _parts,
-    _products,
-    _rows,
-    _tubes,
-)
+from .checks import check_count, check_finite, check_number
+from .spectrum import check_tubes, from_real_spectrum, real_spectrum
+from .normal import complex_groups, gram_and_cross, group_rows
+from .normal import ConditionWarning, mean_diagonal, solve_groups, spectrum_groups, tubes_of
+from .tproduct import tprod
 
 # %% auto #0
-__all__ = ['ConditionWarning', 'GramAccumulator']
+__all__ = ['GramAccumulator', 'centred_groups', 'matrices_of']
 
-# %% ../nbs/12_gram.ipynb #ad758069
+# %% ../nbs/12_gram.ipynb #2d29ec40
 def _add_chunk(
-    sums: dict[str, Tensor],  # the sums so far, changed in place
-    x: Tensor,  # (l, n, d_source), real spectrum
-    y: Tensor,  # (l, n, d_target)
-    root: Tensor | None,  # (n,), roots of the weights; None: all 1
+    sums: dict[str, Tensor],   # the sums so far, changed in place
+    x: Tensor,                 # (l, n, d_source), real spectrum
+    y: Tensor,                 # (l, n, d_target)
+    root: Tensor | None,       # (n,), roots of the weights; None: all 1
 ) -> None:
     "Add a chunk of words."
     l, n, _ = x.shape
     if root is not None:
         x, y = x * root[:, None], y * root[:, None]
     one = x.new_ones(n) if root is None else root
-    for r, G, C in zip(_rows(l), *_products(x, y)):
-        sums["gram"][r] += G
-        sums["cross"][r] += C
-    sums["yy"] += (
-        sum(
-            torch.linalg.vector_norm(p).to(sums["yy"].dtype) ** 2 * n
-            for p, n in zip(_parts(y), (1, 2, 2))
-        )
-        / l
-    )  # Parseval
+    for rows, G, C in zip(group_rows(l), *gram_and_cross(x, y)):
+        sums["gram"][rows] += G
+        sums["cross"][rows] += C
+    for part, stands_for in zip(spectrum_groups(y), (1, 2, 2)):                   # Parseval
+        square = torch.linalg.vector_norm(part).to(sums["yy"].dtype) ** 2
+        sums["yy"] += stands_for * square / l
     sums["x"] += one @ x
     sums["y"] += one @ y
     sums["weight"] += (one * one).sum()
     sums["words"] += (one > 0).sum()
 
-# %% ../nbs/12_gram.ipynb #c1c693ac
-class _Sums:
-    "The sums over words that least squares needs."
+# %% ../nbs/12_gram.ipynb #f9e01e91
+class GramAccumulator:
+    "Least squares over a stream of words: `update` with chunks, then `solve` for any ridge."
 
     def __init__(
         self,
-        d_source: int,  # width of a source embedding
-        d_target: int,  # width of a target embedding
-        l: int,  # tube length, tokens a word
-        dtype: torch.dtype = torch.float64,  # of the sums and of the solution
-        device: torch.device | str | None = None,  # where the sums live; words must come from there
-        products: torch.dtype
-        | None = None,  # of the matrix products; None: that of the words, at least float32
+        d_source: int,                               # width of a source embedding
+        d_target: int,                               # width of a target embedding
+        l: int,                                      # tube length, tokens a word
+        dtype: torch.dtype = torch.float64,          # of the sums and of the solution
+        device: torch.device | str | None = None,    # of the sums, and of the words
+        products: torch.dtype | None = None,         # of the products; None: the words' own
     ):
         for name, v in (("d_source", d_source), ("d_target", d_target), ("l", l)):
-            if isinstance(v, bool) or not isinstance(v, int) or v < 1:
-                raise ValueError(f"{name} must be an integer >= 1, got {v!r}")
-        if dtype not in (torch.float32, torch.float64):
-            raise TypeError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
-        if products not in (None, torch.float32, torch.float64):
-            raise TypeError(
-                f"products must be None, torch.float32 or torch.float64, got {products}"
-            )
-        self.d_source, self.d_target, self.l, self.dtype, self.products = (
-            d_source,
-            d_target,
-            l,
-            dtype,
-            products,
-        )
-        shapes = dict(
-            gram=(l, d_source, d_source),
-            cross=(l, d_source, d_target),
-            x=(l, d_source),
-            y=(l, d_target),
-            yy=(),
-            weight=(),
-            words=(),
-        )
+            check_count(name, v)
+        _check_dtypes(dtype, products, torch.device(device or "cpu"))
+        self.d_source, self.d_target, self.l = d_source, d_target, l
+        self.dtype, self.products = dtype, products
+        shapes = dict(gram=(l, d_source, d_source), cross=(l, d_source, d_target))
+        shapes |= dict(x=(l, d_source), y=(l, d_target), yy=(), weight=(), words=())
         self.sums = {k: torch.zeros(s, dtype=dtype, device=device) for k, s in shapes.items()}
-        self.eps = torch.finfo(
-            dtype
-        ).eps  # relative error of the sums: that of the coarsest product so far
+        self.eps = torch.finfo(dtype).eps            # relative error, of the coarsest product
 
     device = property(lambda self: self.sums["gram"].device)
     words = property(lambda self: round(self.sums["words"].item()))
     weight = property(lambda self: self.sums["weight"].item())
 
-    def __repr__(self):
-        return f"{type(self).__name__}({self.d_source}, {self.d_target}, l={self.l}, words={self.words}, dtype={self.dtype}, device='{self.device}')"
+    def __repr__(self) -> str:
+        size = f"{self.d_source}, {self.d_target}, l={self.l}, words={self.words}"
+        return f"{type(self).__name__}({size}, dtype={self.dtype}, device='{self.device}')"
 
-    def update(
-        self,
-        X: Tensor,  # (n, d_source, l)
-        Y: Tensor,  # (n, d_target, l), same dtype and device
-        weights: Tensor | None = None,  # (n,), >= 0; None: all 1
-    ):  # itself
-        "Add words. Raises `ValueError` or `TypeError`, and adds nothing, if an argument does not fit or holds NaN or infinities."
-        X, Y, roots = _check_words(self, X, Y, weights)
-        dtype = self.products or torch.promote_types(X.dtype, torch.float32)
-        if len(X):
-            self.eps = max(self.eps, torch.finfo(dtype).eps)
-        step = max(
-            256, 2**24 // (self.l * (self.d_source + self.d_target))
-        )  # words a chunk: about 16 million numbers
-        for i in range(0, len(X), step):
-            root = None if roots is None else roots[i : i + step].to(dtype)
-            _add_chunk(
-                self.sums,
-                real_spectrum(X[i : i + step].to(dtype)),
-                real_spectrum(Y[i : i + step].to(dtype)),
-                root,
-            )
-        return self
+# %% ../nbs/12_gram.ipynb #438ba1da
+def _check_dtypes(dtype: object, products: object, device: torch.device) -> None:
+    if dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
+    if products not in (None, torch.float32, torch.float64):
+        raise TypeError(f"products must be None, torch.float32 or torch.float64, got {products}")
+    if device.type == "mps" and torch.float64 in (dtype, products):
+        raise TypeError("dtype must be torch.float32 on mps, which has no float64: or device='cpu'")
 
-# %% ../nbs/12_gram.ipynb #ac3be5fb
-def _check_words(acc: _Sums, X: Tensor, Y: Tensor, weights: Tensor | None):
+# %% ../nbs/12_gram.ipynb #c4cc0cd2
+@patch
+def update(
+    self: GramAccumulator,
+    X: Tensor,                       # (n, d_source, l)
+    Y: Tensor,                       # (n, d_target, l), same dtype and device
+    weights: Tensor | None = None,   # (n,), >= 0; None: all 1
+) -> GramAccumulator:                # itself
+    "Add words. Raises `ValueError` or `TypeError`, and adds nothing, for what does not fit."
+    X, Y, roots = _check_words(self, X, Y, weights)
+    dtype = self.products or torch.promote_types(X.dtype, torch.float32)
+    if len(X):
+        self.eps = max(self.eps, torch.finfo(dtype).eps)
+    chunk = max(256, 2**24 // (self.l * (self.d_source + self.d_target)))   # 16 million numbers
+    for i in range(0, len(X), chunk):
+        some = slice(i, i + chunk)
+        root = None if roots is None else roots[some].to(dtype)
+        x, y = real_spectrum(X[some].to(dtype)), real_spectrum(Y[some].to(dtype))
+        _add_chunk(self.sums, x, y, root)
+    return self
+
+# %% ../nbs/12_gram.ipynb #b112129e
+def _check_words(acc: GramAccumulator, X: Tensor, Y: Tensor, weights: Tensor | None):
     "X, Y and the roots of the weights, or an error that names the argument."
     for name, A, d in (("X", X, acc.d_source), ("Y", Y, acc.d_target)):
-        if _check(name, A).is_complex():
+        if check_tubes(name, A).is_complex():
             raise TypeError(f"{name} must be real, got {A.dtype}")
         if A.dim() != 3 or A.shape[1:] != (d, acc.l):
             raise ValueError(f"{name} has shape {tuple(A.shape)}, expected (n, {d}, {acc.l})")
         if A.device != acc.device:
-            raise ValueError(
-                f"{name} is on {A.device}, expected the device of the sums, {acc.device}"
-            )
+            told = f"expected the device of the sums, {acc.device}"
+            raise ValueError(f"{name} is on {A.device}, {told}")
     if X.dtype != Y.dtype:
         raise TypeError(f"Y has dtype {Y.dtype}, expected that of X, {X.dtype}")
     if len(X) != len(Y):
         raise ValueError(f"Y holds {len(Y)} words, expected as many as X, {len(X)}")
-    _check_finite("X", X)
-    _check_finite("Y", Y)
-    if weights is not None:
-        weights = torch.as_tensor(weights, dtype=acc.dtype, device=acc.device).detach()
-        if weights.shape != (len(X),):
-            raise ValueError(f"weights has shape {tuple(weights.shape)}, expected ({len(X)},)")
-        if not (torch.isfinite(weights) & (weights >= 0)).all():
-            raise ValueError("weights must be finite and >= 0")
-    return X.detach(), Y.detach(), None if weights is None else weights.sqrt()
+    check_finite("X", X)
+    check_finite("Y", Y)
+    return X.detach(), Y.detach(), None if weights is None else _roots(acc, weights, len(X))
 
-# %% ../nbs/12_gram.ipynb #f9987505
+
+def _roots(acc: GramAccumulator, weights: Tensor, n: int) -> Tensor:
+    weights = torch.as_tensor(weights, dtype=acc.dtype, device=acc.device).detach()
+    if weights.shape != (n,):
+        raise ValueError(f"weights has shape {tuple(weights.shape)}, expected ({n},)")
+    if not (torch.isfinite(weights) & (weights >= 0)).all():
+        raise ValueError("weights must be finite and >= 0")
+    return weights.sqrt()
+
+# %% ../nbs/12_gram.ipynb #c143abba
+@patch
+def merge(self: GramAccumulator, other: GramAccumulator) -> GramAccumulator:
+    "Add the words of `other`, and return itself. Raises `ValueError` if they differ in dimensions."
+    for k in ("d_source", "d_target", "l"):
+        mine, others = getattr(self, k), getattr(other, k)
+        if mine != others:
+            raise ValueError(f"other has {k} = {others}, expected {mine}")
+    for k, v in self.sums.items():
+        v += other.sums[k].to(v)
+    self.eps = max(self.eps, other.eps)
+    return self
+
+# %% ../nbs/12_gram.ipynb #097a6afb
+@patch
+def reduce(
+    self: GramAccumulator,
+    group: object = None,   # a torch.distributed process group; None: the default one
+) -> GramAccumulator:       # itself, with the words of all
+    "Sum over processes; call it once in all. Raises `ValueError` in all if they differ."
+    import torch.distributed as dist
+
+    shape = [self.d_source, self.d_target, self.l, torch.finfo(self.dtype).bits]
+    limits = shape + [-v for v in shape] + [round(math.log2(self.eps))]
+    limits = torch.tensor(limits, device=self.device)
+    dist.all_reduce(limits, op=dist.ReduceOp.MAX, group=group)
+    largest, smallest, eps = limits[:4].tolist(), (-limits[4:8]).tolist(), limits[8].item()
+    if largest != smallest:
+        told = f"from {smallest} to {largest}, here {shape}"
+        raise ValueError(f"processes differ in (d_source, d_target, l, bits): {told}")
+    flat = torch.cat([v.reshape(-1) for v in self.sums.values()])
+    dist.all_reduce(flat, group=group)
+    parts = flat.split([v.numel() for v in self.sums.values()])
+    for v, part in zip(self.sums.values(), parts):
+        v.copy_(part.view_as(v))
+    self.eps = 2.0**eps
+    return self
+
+# %% ../nbs/12_gram.ipynb #25f4e409
 _FORMAT = "fuse_nb.GramAccumulator/1"
 
-# %% ../nbs/12_gram.ipynb #2b76f61c
-class _SharedSums(_Sums):
-    def merge(self, other: _Sums):
-        "Add the words of `other`, and return itself. Raises `ValueError` if the two differ in d_source, d_target or l."
-        for k in ("d_source", "d_target", "l"):
-            if getattr(self, k) != getattr(other, k):
-                raise ValueError(
-                    f"other has {k} = {getattr(other, k)}, expected {getattr(self, k)}"
-                )
-        for k, v in self.sums.items():
-            v += other.sums[k].to(v)
-        self.eps = max(self.eps, other.eps)
-        return self
 
-    def reduce(self, group=None):  # a torch.distributed process group; None: the default one
-        "Sum over the processes of `group` and return itself; call it once, in all of them. Raises `ValueError` in all if they differ in dimensions or dtype."
-        import torch.distributed as dist
+@patch
+def save(self: GramAccumulator, path: str | Path) -> Path:
+    "Write the sums to a safetensors file, whole or not at all."
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    products = str(self.products or "").removeprefix("torch.")
+    meta = dict(format=_FORMAT, eps=repr(self.eps), products=products)
+    try:
+        save_file({k: v.cpu().contiguous() for k, v in self.sums.items()}, part, metadata=meta)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
 
-        shape = [self.d_source, self.d_target, self.l, torch.finfo(self.dtype).bits]
-        limits = torch.tensor(
-            shape + [-v for v in shape] + [round(math.log2(self.eps))], device=self.device
-        )
-        dist.all_reduce(limits, op=dist.ReduceOp.MAX, group=group)
-        largest, smallest, eps = limits[:4].tolist(), (-limits[4:8]).tolist(), limits[8].item()
-        if largest != smallest:
-            raise ValueError(
-                f"processes differ in (d_source, d_target, l, bits): from {smallest} to {largest}, here {shape}"
-            )
-        flat = torch.cat([v.reshape(-1) for v in self.sums.values()])
-        dist.all_reduce(flat, group=group)
-        for v, part in zip(self.sums.values(), flat.split([v.numel() for v in self.sums.values()])):
-            v.copy_(part.view_as(v))
-        self.eps = 2.0**eps
-        return self
+# %% ../nbs/12_gram.ipynb #5c03786c
+def _read_sums(path: Path) -> tuple[dict, dict[str, Tensor]]:
+    "Notes and sums of a file. Raises `FileNotFoundError` or `ValueError` for what is none of ours."
+    if not path.is_file():
+        raise FileNotFoundError(f"path {str(path)!r} is not a file")
+    try:
+        with safe_open(path, "pt") as f:
+            meta, sums = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
+    except SafetensorError as e:
+        raise ValueError(f"path {str(path)!r} is not a whole safetensors file: {e}") from e
+    if meta.get("format") != _FORMAT or "cross" not in sums:
+        told = f"format {meta.get('format')!r}, expected {_FORMAT!r}"
+        raise ValueError(f"path {str(path)!r} holds {told}")
+    return meta, sums
 
-    def save(self, path: str | Path) -> Path:
-        "Write the sums to a safetensors file, whole or not at all."
-        path = Path(path)
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        meta = dict(
-            format=_FORMAT,
-            eps=repr(self.eps),
-            products=str(self.products or "").removeprefix("torch."),
-        )
-        try:
-            save_file({k: v.cpu().contiguous() for k, v in self.sums.items()}, part, metadata=meta)
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
-        return path
+# %% ../nbs/12_gram.ipynb #e47c0607
+@patch(cls_method=True)
+def load(
+    cls: GramAccumulator,
+    path: str | Path,                           # what `save` wrote
+    device: torch.device | str | None = None,   # where the sums are to live
+) -> GramAccumulator:
+    "Read sums. Raises `FileNotFoundError`, or `ValueError` for a file that holds something else."
+    meta, sums = _read_sums(Path(path))
+    l, d, e = sums["cross"].shape
+    products = getattr(torch, meta["products"]) if meta["products"] else None
+    acc = cls(d, e, l, sums["cross"].dtype, device, products)
+    if {k: v.shape for k, v in sums.items()} != {k: v.shape for k, v in acc.sums.items()}:
+        raise ValueError(f"path {str(path)!r} holds sums whose shapes do not fit together")
+    for k, v in sums.items():
+        acc.sums[k].copy_(v)
+    acc.eps = float(meta["eps"])
+    return acc
 
-    @classmethod
-    def load(cls, path: str | Path, device: torch.device | str | None = None):
-        "Read what `save` wrote. Raises `FileNotFoundError`, or `ValueError` for a file that is damaged or holds something else."
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"path {str(path)!r} is not a file")
-        try:
-            with safe_open(path, "pt") as f:
-                meta, sums = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
-        except SafetensorError as e:
-            raise ValueError(f"path {str(path)!r} is not a whole safetensors file: {e}") from e
-        if meta.get("format") != _FORMAT or "cross" not in sums:
-            raise ValueError(
-                f"path {str(path)!r} holds format {meta.get('format')!r}, expected {_FORMAT!r}"
-            )
-        l, d, e = sums["cross"].shape
-        acc = cls(
-            d,
-            e,
-            l,
-            sums["cross"].dtype,
-            device,
-            getattr(torch, meta["products"]) if meta["products"] else None,
-        )
-        if {k: v.shape for k, v in sums.items()} != {k: v.shape for k, v in acc.sums.items()}:
-            raise ValueError(f"path {str(path)!r} holds sums whose shapes do not fit together")
-        for k, v in sums.items():
-            acc.sums[k].copy_(v)
-        acc.eps = float(meta["eps"])
-        return acc
-
-# %% ../nbs/12_gram.ipynb #f189f8af
-def _normal(acc: _Sums, center: bool) -> tuple[list[Tensor], list[Tensor]]:
-    "Gram and cross matrices, in groups; about the means if `center`."
-    grams, crosses, x, y = (_joined(_parts(acc.sums[k])) for k in ("gram", "cross", "x", "y"))
+# %% ../nbs/12_gram.ipynb #2266def6
+def centred_groups(
+    acc: GramAccumulator,   # the sums
+    center: bool,           # about the means of both sides
+) -> tuple[list[Tensor], list[Tensor]]:
+    "Gram and cross matrices, in groups."
+    read = lambda k: complex_groups(spectrum_groups(acc.sums[k]))
+    grams, crosses, x, y = map(read, ("gram", "cross", "x", "y"))
     if not center:
         return grams, crosses
+    outer = lambda u, v: u.conj()[..., :, None] * v[..., None, :] / acc.sums["weight"]
+    grams = [G - outer(u, u) for G, u in zip(grams, x)]
+    return grams, [C - outer(u, v) for C, u, v in zip(crosses, x, y)]
 
-    def about(M, a, b):
-        return [
-            m - u.conj()[..., :, None] * v[..., None, :] / acc.sums["weight"]
-            for m, u, v in zip(M, a, b)
-        ]
-
-    return about(grams, x, x), about(crosses, x, y)
-
-# %% ../nbs/12_gram.ipynb #e0993523
-def _matrices(acc: _Sums, center: bool) -> tuple[list[Tensor], list[Tensor], list[int]]:
-    "The same a frequency, 0 to l/2 in order: Gram matrices, cross matrices, and of how many of the l frequencies each is the spokesman."
+# %% ../nbs/12_gram.ipynb #2e87a536
+def matrices_of(
+    acc: GramAccumulator,   # the sums
+    center: bool,           # about the means of both sides
+) -> tuple[list[Tensor], list[Tensor], list[int]]:
+    "For each frequency 0..l/2 its Gram and its cross matrix, and how many of the l it stands for."
+    grams, crosses = centred_groups(acc, center)
 
     def in_order(groups):
-        return [groups[0][0], *(groups[1] if len(groups) > 1 else ()), *groups[0][1:]]
+        middle = groups[1] if len(groups) > 1 else ()
+        return [groups[0][0], *middle, *groups[0][1:]]
 
-    grams, crosses = map(in_order, _normal(acc, center))
-    return (
-        grams,
-        crosses,
-        in_order([[1, 1][: 2 - acc.l % 2 if acc.l > 1 else 1], [2] * ((acc.l - 1) // 2)]),
-    )
+    ones, twos = [1] * len(grams[0]), [2] * ((acc.l - 1) // 2)
+    return in_order(grams), in_order(crosses), in_order([ones, twos])
 
-# %% ../nbs/12_gram.ipynb #b3f512be
-def _mean_diagonal(grams: list[Tensor], counts=(1, 2)) -> float:
-    "The mean of the diagonals of all l Gram matrices, which is |X|^2 / d; a complex frequency stands for its conjugate too."
-    diagonals = [G.diagonal(dim1=-2, dim2=-1).real for G in grams]
-    return sum(n * d.sum().item() for n, d in zip(counts, diagonals)) / sum(
-        n * d.numel() for n, d in zip(counts, diagonals)
-    )
+# %% ../nbs/12_gram.ipynb #4d6e1e0b
+@patch
+def solve(
+    self: GramAccumulator,
+    ridge: float = 0.0,           # relative to the mean diagonal of all l Gram matrices
+    rcond: float | None = None,   # cut of singular values for ridge 0; None: 4 sqrt(eps)
+    center: bool = False,         # fit about the means of both sides; `bias` gives the rest
+) -> Tensor:                      # (d_source, d_target, l), in `dtype`
+    "The T of least norm that minimizes |X*T - Y|^2 + lambda |T|^2; warns if words leave it open."
+    check_number("ridge", ridge, low=0)
+    check_number("rcond", rcond or 0.0, low=0)
+    if self.words == 0:
+        raise ValueError("no words yet: call update before solve")
+    grams, crosses = centred_groups(self, center)
+    lam = ridge * mean_diagonal(grams)
+    I = torch.eye(self.d_source, dtype=self.dtype, device=self.device)
+    cut = 0.0 if lam > 0 else 16 * self.eps if rcond is None else rcond**2
+    X, said = solve_groups([G + lam * I for G in grams], crosses, cut, self.eps)
+    _warn(self, said, lam > 0)
+    return tubes_of(X, self.l, real=True)
 
-# %% ../nbs/12_gram.ipynb #fd4c4ac3
-class ConditionWarning(UserWarning):
-    "The words leave the adapter partly open, or the sums have too few digits for it."
+# %% ../nbs/12_gram.ipynb #9967bad4
+def _warn(acc: GramAccumulator, said: str, ridge: bool) -> None:
+    few = ""
+    if acc.words < acc.d_source:
+        decides = "the ridge" if ridge else "least norm"
+        words = f"{acc.words} words for {acc.d_source} dimensions"
+        few = f"{words} leave the adapter open; {decides} decides"
+    said = "; ".join(filter(None, [few, said]))
+    if said:
+        hint = "" if ridge else "; consider a ridge"
+        warnings.warn(said + hint, ConditionWarning, stacklevel=3)
 
-# %% ../nbs/12_gram.ipynb #7097341a
-def _solve(
-    grams: list[Tensor], crosses: list[Tensor], cut: float, eps: float
-) -> tuple[list[Tensor], str]:
-    "Least-norm solution at each frequency, and what is to be said about it. Eigenvalues up to `cut` times the largest count as zero."
-    if factors := _certified(grams, max(100 * eps, cut)):
-        return [torch.cholesky_solve(C, L) for C, L in zip(crosses, factors)], ""
-    pairs = [torch.linalg.eigh(G) for G in grams]
-    top = max(e.max().item() for e, _ in pairs)
-    kept = [e > cut * top for e, _ in pairs]
-    X = [
-        V @ (torch.where(k, 1 / e.clamp(min=torch.finfo(e.dtype).tiny), 0)[..., None] * (V.mH @ C))
-        for (e, V), k, C in zip(pairs, kept, crosses)
-    ]
-    low = min((e[k].min().item() for (e, _), k in zip(pairs, kept) if k.any()), default=math.inf)
-    said, dropped = [], sum(int((~k).sum()) for k in kept)
-    if dropped:
-        said.append(
-            f"{dropped} of {sum(k.numel() for k in kept)} directions hold less than {cut:.1e} of the largest eigenvalue and were cut off"
-        )
-    if top > low / (100 * eps):
-        said.append(
-            f"the Gram matrix has condition number {top / low:.1e} and its sums a relative error of {eps:.1e}, so the adapter may be wrong by {min(1, eps * top / low):.0%}"
-        )
-    return X, "; ".join(said)
+# %% ../nbs/12_gram.ipynb #417f4e11
+@patch
+def condition(self: GramAccumulator, ridge: float = 0.0, center: bool = False) -> float:
+    "Condition number of all Gram matrices with the ridge added; infinite for a singular one."
+    grams, _ = centred_groups(self, center)
+    e = torch.cat([torch.linalg.eigvalsh(G).flatten() for G in grams])
+    e = e + ridge * mean_diagonal(grams)
+    return (e.max() / e.min()).item() if e.min() > 0 else math.inf
 
-# %% ../nbs/12_gram.ipynb #2fc16089
-class GramAccumulator(_SharedSums):
-    "Least squares over a stream of words: `update` with chunks of them, then `solve` for the adapter of any ridge. Memory does not depend on the number of words."
 
-    def solve(
-        self,
-        ridge: float = 0.0,  # relative to the mean diagonal of the Gram matrices of all l frequencies
-        rcond: float
-        | None = None,  # with ridge 0, singular values up to `rcond` times the largest count as zero; None: 4 sqrt(eps) of the products
-        center: bool = False,  # fit about the means of both sides; `bias` gives the rest
-    ) -> Tensor:  # (d_source, d_target, l), in `dtype`
-        "The T of least norm that minimizes |X*T - Y|^2 + lambda |T|^2. Raises `ValueError` without words; warns if the words do not determine T well."
-        _check_number("ridge", ridge)
-        _check_number("rcond", rcond or 0.0)
-        if self.words == 0:
-            raise ValueError("no words yet: call update before solve")
-        grams, crosses = _normal(self, center)
-        lam = ridge * _mean_diagonal(grams)
-        X, said = _solve(
-            [G + lam * torch.eye(self.d_source, dtype=G.dtype, device=G.device) for G in grams],
-            crosses,
-            0.0 if lam > 0 else 16 * self.eps if rcond is None else rcond**2,
-            self.eps,
-        )
-        if self.words < self.d_source:
-            said = "; ".join(
-                filter(
-                    None,
-                    [
-                        f"{self.words} words for {self.d_source} dimensions leave the adapter open; {'the ridge' if lam > 0 else 'least norm'} decides",
-                        said,
-                    ],
-                )
-            )
-        if said:
-            warnings.warn(
-                said + ("" if lam > 0 else "; consider a ridge"), ConditionWarning, stacklevel=2
-            )
-        return _tubes(X, self.l, real=True)
+@patch
+def means(self: GramAccumulator) -> tuple[Tensor, Tensor]:
+    "The (weighted) mean word on both sides: (1, d_source, l) and (1, d_target, l)."
+    return tuple(from_real_spectrum(self.sums[k][:, None]) / self.sums["weight"] for k in "xy")
 
-    def condition(self, ridge: float = 0.0, center: bool = False) -> float:
-        "Condition number of the Gram matrices of all frequencies with the ridge added; infinite for a singular one."
-        grams, _ = _normal(self, center)
-        e = torch.cat([torch.linalg.eigvalsh(G) for G in grams]) + ridge * _mean_diagonal(grams)
-        return (e.max() / e.min()).item() if e.min() > 0 else math.inf
 
-    def means(self) -> tuple[Tensor, Tensor]:  # (1, d_source, l) and (1, d_target, l)
-        "The (weighted) mean word on both sides."
-        return tuple(from_real_spectrum(self.sums[k][:, None]) / self.sums["weight"] for k in "xy")
+@patch
+def bias(
+    self: GramAccumulator,
+    T: Tensor,   # (d_source, d_target, l)
+) -> Tensor:     # (d_target, l)
+    "What to add to X*T so that its mean is that of Y."
+    x, y = self.means()
+    return (y - tprod(x, T.to(x)))[0]
 
-    def bias(self, T: Tensor) -> Tensor:  # (d_target, l)
-        "What to add to X*T so that its mean is that of Y."
-        x, y = self.means()
-        return (y - tprod(x, T.to(x)))[0]
-
-    def r2(
-        self,
-        T: Tensor,  # (d_source, d_target, l)
-        bias: Tensor | None = None,  # (d_target, l), added to every X*T; None: zero
-    ) -> float:
-        "Explained variance 1 - |X*T + bias - Y|^2 / |Y - mean Y|^2 over the words of these sums; NaN if Y does not vary."
-        T = T.to(self.sums["gram"])
-        if T.shape != (self.d_source, self.d_target, self.l):
-            raise ValueError(
-                f"T has shape {tuple(T.shape)}, expected {(self.d_source, self.d_target, self.l)}"
-            )
-        quadratic = (
-            sum(
-                n * (t.conj() * (G @ t - 2 * C)).sum().real
-                for n, t, G, C in zip(
-                    (1, 2), _joined(_parts(real_spectrum(T))), *_normal(self, False)
-                )
-            )
-            / self.l
-        )
-        x, y = self.means()
-        b = torch.zeros_like(y) if bias is None else bias.to(y)[None]
-        error = (
-            self.sums["yy"]
-            + quadratic
-            + self.sums["weight"] * (b * (b + 2 * tprod(x, T) - 2 * y)).sum()
-        )
-        return (1 - error / (self.sums["yy"] - self.sums["weight"] * y.square().sum())).item()
+# %% ../nbs/12_gram.ipynb #d23029c6
+@patch
+def r2(
+    self: GramAccumulator,
+    T: Tensor,                    # (d_source, d_target, l)
+    bias: Tensor | None = None,   # (d_target, l), added to every X*T; None: zero
+) -> float:
+    "Explained variance 1 - |X*T + bias - Y|^2 / |Y - mean Y|^2 of these words."
+    T = T.to(self.sums["gram"])
+    if T.shape != (self.d_source, self.d_target, self.l):
+        expected = (self.d_source, self.d_target, self.l)
+        raise ValueError(f"T has shape {tuple(T.shape)}, expected {expected}")
+    T_hat = complex_groups(spectrum_groups(real_spectrum(T)))
+    quadratic = 0
+    for n, t, G, C in zip((1, 2), T_hat, *centred_groups(self, False)):
+        quadratic = quadratic + n * (t.conj() * (G @ t - 2 * C)).sum().real / self.l
+    x, y = self.means()
+    b = torch.zeros_like(y) if bias is None else bias.to(y)[None]
+    shifted = self.sums["weight"] * (b * (b + 2 * tprod(x, T) - 2 * y)).sum()
+    total = self.sums["yy"] - self.sums["weight"] * y.square().sum()
+    return (1 - (self.sums["yy"] + quadratic + shifted) / total).item()

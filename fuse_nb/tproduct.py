@@ -4,222 +4,72 @@
 
 # %% ../nbs/10_tproduct.ipynb #93296e73
 from __future__ import annotations
-import math
 import torch
 from torch import Tensor
+from .spectrum import check_same_tubes, check_tubes
+from .spectrum import frequencies, from_frequencies, in_full_precision
 
 # %% auto #0
-__all__ = ['unfold', 'fold', 'bcirc', 'to_spectrum', 'from_spectrum', 'real_dft', 'dft_rows', 'dft_weights', 'real_spectrum',
-           'from_real_spectrum', 'frequencies', 'from_frequencies', 'tprod', 'ttranspose', 'teye', 'tinv', 'tnorm']
+__all__ = ['unfold', 'fold', 'bcirc', 'tprod', 'ttranspose', 'teye', 'tinv', 'tnorm']
 
-# %% ../nbs/10_tproduct.ipynb #20746a5a
-def _check(name: str, A: Tensor, dims: int = 3) -> Tensor:
-    "`A` itself, or an error that says what is wrong with the argument called `name`."
-    if not isinstance(A, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(A).__name__}")
-    if not (A.is_floating_point() or A.is_complex()):
-        raise TypeError(f"{name} must be floating point or complex, got {A.dtype}")
-    if A.dim() < dims:
-        raise ValueError(f"{name} must have at least {dims} dimensions, got shape {tuple(A.shape)}")
-    if dims == 3 and A.shape[-1] < 1:
-        raise ValueError(
-            f"{name} must be (..., m, p, l) with tubes of length l >= 1, got shape {tuple(A.shape)}"
-        )
-    return A
-
-# %% ../nbs/10_tproduct.ipynb #466d5f7b
-def _check_pair(A: Tensor, B: Tensor) -> None:
-    "Raise unless `A` and `B` hold tubes of one length, one dtype and one device."
-    _check("A", A)
-    _check("B", B)
-    if A.dtype != B.dtype:
-        raise TypeError(f"B has dtype {B.dtype}, expected that of A, {A.dtype}")
-    if A.device != B.device:
-        raise ValueError(f"B is on {B.device}, expected the device of A, {A.device}")
-    if A.shape[-1] != B.shape[-1]:
-        raise ValueError(
-            f"B has tubes of length {B.shape[-1]}, expected those of A, {A.shape[-1]} (A is {tuple(A.shape)}, B is {tuple(B.shape)})"
-        )
-
-# %% ../nbs/10_tproduct.ipynb #f2e96bab
+# %% ../nbs/10_tproduct.ipynb #45acf4a2
 def unfold(
-    A: Tensor,  # (..., m, p, l)
-) -> Tensor:  # (..., l m, p), slice 1 on top
-    "Stack the frontal slices of `A` into one tall matrix. Raises `TypeError` or `ValueError` for what is no tensor of tubes."
-    _check("A", A)
+    A: Tensor,   # (..., m, p, l)
+) -> Tensor:     # (..., l m, p), slice 0 on top
+    "Stack the frontal slices into one tall matrix. Raises as `check_tubes`."
+    check_tubes("A", A)
     return A.movedim(-1, -3).flatten(-3, -2)
 
-# %% ../nbs/10_tproduct.ipynb #070ec6c9
+# %% ../nbs/10_tproduct.ipynb #69007d20
 def fold(
-    M: Tensor,  # (..., l m, p)
-    l: int,  # tube length
-) -> Tensor:  # (..., m, p, l)
-    "The inverse of `unfold`. Raises `ValueError` if the rows of `M` cannot be cut into `l` equal slices."
-    _check("M", M, 2)
+    M: Tensor,   # (..., l m, p)
+    l: int,      # tube length
+) -> Tensor:     # (..., m, p, l)
+    "The inverse of `unfold`. Raises `ValueError` if the rows make no `l` equal slices."
+    check_tubes("M", M, 2)
     if l < 1 or M.shape[-2] % l:
         raise ValueError(f"M has {M.shape[-2]} rows, expected a multiple of l = {l}, with l >= 1")
     return M.unflatten(-2, (l, M.shape[-2] // l)).movedim(-3, -1)
 
-# %% ../nbs/10_tproduct.ipynb #0d158457
+# %% ../nbs/10_tproduct.ipynb #97243303
 def bcirc(
-    A: Tensor,  # (..., m, p, l)
-) -> Tensor:  # (..., l m, l p), block (i, j) is frontal slice (i - j) mod l
-    "The block-circulant matrix of `A` (Kilmer & Martin 2011). Raises as `unfold` does."
-    _check("A", A)
+    A: Tensor,   # (..., m, p, l)
+) -> Tensor:     # (..., l m, l p), block (i, j) is frontal slice (i - j) mod l
+    "The block-circulant matrix of `A` (Kilmer & Martin 2011). Raises as `check_tubes`."
+    check_tubes("A", A)
     *batch, m, p, l = A.shape
     i = torch.arange(l, device=A.device)
-    blocks = A[..., (i[:, None] - i) % l]  # (..., m, p, l, l)
-    return blocks.movedim((-2, -1), (-4, -2)).reshape(
-        *batch, l * m, l * p
-    )  # (..., l, m, l, p) first
+    blocks = A[..., (i[:, None] - i) % l]                   # (..., m, p, l, l)
+    blocks = blocks.movedim((-2, -1), (-4, -2))             # (..., l, m, l, p)
+    return blocks.reshape(*batch, l * m, l * p)
 
-# %% ../nbs/10_tproduct.ipynb #cd849d55
-def _compute(A: Tensor) -> Tensor:
-    "`A` in a precision to compute in: float32 instead of half."
-    return A.float() if A.dtype in (torch.float16, torch.bfloat16) else A
-
-# %% ../nbs/10_tproduct.ipynb #a6fe4c4c
-def to_spectrum(
-    A: Tensor,  # (..., m, p, l)
-) -> Tensor:  # (..., f, m, p) complex; f = l//2 + 1 for real A, f = l for complex A
-    "DFT along the tubes, frequency first; only half the spectrum of a real tensor. Raises as `unfold` does."
-    A = _compute(_check("A", A))
-    f = A.shape[-1] if A.is_complex() else A.shape[-1] // 2 + 1
-    if A.numel() == 0:
-        return A.movedim(-1, -3)[..., :f, :, :].to(A.dtype.to_complex())
-    return (torch.fft.fft(A) if A.is_complex() else torch.fft.rfft(A)).movedim(-1, -3)
-
-# %% ../nbs/10_tproduct.ipynb #ab11a5cf
-def from_spectrum(
-    F: Tensor,  # (..., f, m, p) complex
-    l: int,  # tube length
-    real: bool = True,  # half spectrum of a real tensor (f = l//2 + 1), or whole one of a complex tensor (f = l)
-) -> Tensor:  # (..., m, p, l)
-    "The inverse of `to_spectrum`. Raises `ValueError` if `F` has not as many frequencies as `l` and `real` ask for."
-    f = l // 2 + 1 if real else l
-    if l < 1 or _check("F", F, 3).shape[-3] != f:
-        raise ValueError(
-            f"F has {F.shape[-3]} frequencies, expected {f} for l = {l}, real = {real}"
-        )
-    F = F.movedim(-3, -1)
-    if F.numel() == 0:
-        return F.new_zeros((*F.shape[:-1], l), dtype=F.dtype.to_real() if real else F.dtype)
-    return torch.fft.irfft(F, n=l) if real else torch.fft.ifft(F)
-
-# %% ../nbs/10_tproduct.ipynb #f83b4f14
-def real_dft(
-    l: int,  # tube length
-    dtype: torch.dtype = torch.float64,
-    device: torch.device | str | None = None,
-) -> Tensor:  # (l, l)
-    "The DFT of a real tube without its redundant half: rows are the real part of frequency 0, real and imaginary part of 1, 2, ..., for even l the real part of l/2."
-    turn = [
-        [(r + 1) // 2 * j % l / l + (r > 0 and r % 2 == 0) / 4 for j in range(l)] for r in range(l)
-    ]  # of the circle; cos(x + a quarter turn) = -sin x
-    return torch.tensor(
-        [[math.cos(2 * math.pi * t) for t in row] for row in turn], dtype=dtype, device=device
-    )
-
-# %% ../nbs/10_tproduct.ipynb #3fe13bef
-def dft_rows(
-    l: int,  # tube length
-) -> list[
-    tuple[int, int | None]
-]:  # for each frequency of the half spectrum: row of its real part, row of its imaginary part (None: it is zero)
-    "Where `real_dft` keeps each frequency."
-    return (
-        [(0, None)]
-        + [(2 * k - 1, 2 * k) for k in range(1, (l + 1) // 2)]
-        + ([(l - 1, None)] if l % 2 == 0 else [])
-    )
-
-# %% ../nbs/10_tproduct.ipynb #b1aa03ba
-def dft_weights(
-    l: int,
-    dtype: torch.dtype = torch.float64,
-    device: torch.device | str | None = None,
-) -> Tensor:  # (l,)
-    "How many of the l frequencies each row of `real_dft` stands for: 1 or 2."
-    return torch.tensor(
-        [
-            1.0 if im is None else 2.0
-            for re, im in dft_rows(l)
-            for _ in (re, im)[: 1 if im is None else 2]
-        ],
-        dtype=dtype,
-        device=device,
-    )
-
-# %% ../nbs/10_tproduct.ipynb #75a073dc
-def real_spectrum(
-    A: Tensor,  # (..., m, p, l), real, not half precision
-) -> Tensor:  # (l, ..., m, p), a slice for each row of `real_dft`
-    "The spectrum of a real tensor in as many real numbers as the tensor has."
-    l = A.shape[-1]
-    return (real_dft(l, A.dtype, A.device) @ A.reshape(-1, l).T).view(l, *A.shape[:-1])
-
-# %% ../nbs/10_tproduct.ipynb #24136760
-def from_real_spectrum(
-    P: Tensor,  # (l, ..., m, p)
-) -> Tensor:  # (..., m, p, l)
-    "The inverse of `real_spectrum`."
-    l = len(P)
-    R = real_dft(l, P.dtype, P.device) * dft_weights(l, P.dtype, P.device)[:, None] / l
-    return (P.reshape(l, -1).T @ R).view(*P.shape[1:], l)
-
-# %% ../nbs/10_tproduct.ipynb #9e0fbe61
-def frequencies(
-    A: Tensor,  # (..., m, p, l), not half precision
-) -> list[
-    Tensor
-]:  # l//2 + 1 matrices (..., m, p) for real A, the first (and for even l the last) real; l complex ones for complex A
-    "The spectrum as a list of matrices, none of them redundant. Equal to `to_spectrum`, faster for short tubes."
-    if A.is_complex():
-        return list(to_spectrum(A).unbind(-3))
-    P = real_spectrum(A)
-    return [
-        P[re] if im is None else torch.complex(P[re], P[im]) for re, im in dft_rows(A.shape[-1])
-    ]
-
-# %% ../nbs/10_tproduct.ipynb #5e44d0fd
-def from_frequencies(
-    F: list[Tensor],  # as `frequencies` gives them
-    l: int,  # tube length
-    real: bool = True,  # spectrum of a real tensor
-) -> Tensor:  # (..., m, p, l)
-    "The inverse of `frequencies`."
-    if not real:
-        return from_spectrum(torch.stack(F, -3), l, real=False)
-    return from_real_spectrum(
-        torch.stack([part for f in F for part in ((f.real, f.imag) if f.is_complex() else (f,))])
-    )
-
-# %% ../nbs/10_tproduct.ipynb #ee694870
+# %% ../nbs/10_tproduct.ipynb #4d89c486
 def tprod(
-    A: Tensor,  # (..., m, p, l)
-    B: Tensor,  # (..., p, q, l), same dtype and device as A
-) -> Tensor:  # (..., m, q, l)
-    "The t-product A * B, one matrix product a frequency (Kilmer & Martin 2011). Raises `ValueError` or `TypeError` if shapes, tubes, dtypes or devices do not fit."
-    _check_pair(A, B)
+    A: Tensor,   # (..., m, p, l)
+    B: Tensor,   # (..., p, q, l), same dtype and device as A
+) -> Tensor:     # (..., m, q, l)
+    "The t-product A * B, one matrix product a frequency (Kilmer & Martin 2011)."
+    check_same_tubes(A, B)
     if A.shape[-2] != B.shape[-3]:
-        raise ValueError(
-            f"B has {B.shape[-3]} rows, expected the {A.shape[-2]} columns of A (A is {tuple(A.shape)}, B is {tuple(B.shape)})"
-        )
-    F = [f @ h for f, h in zip(frequencies(_compute(A)), frequencies(_compute(B)))]
-    return from_frequencies(F, A.shape[-1], real=not A.is_complex()).to(A.dtype)
+        shapes = f"(A is {tuple(A.shape)}, B is {tuple(B.shape)})"
+        told = f"expected the {A.shape[-2]} columns of A {shapes}"
+        raise ValueError(f"B has {B.shape[-3]} rows, {told}")
+    A_hat, B_hat = (frequencies(in_full_precision(X)) for X in (A, B))
+    products = [a @ b for a, b in zip(A_hat, B_hat)]
+    return from_frequencies(products, A.shape[-1], real=not A.is_complex()).to(A.dtype)
 
-# %% ../nbs/10_tproduct.ipynb #cc02df19
+# %% ../nbs/10_tproduct.ipynb #48f89870
 def ttranspose(
-    A: Tensor,  # (..., m, p, l)
-) -> Tensor:  # (..., p, m, l)
-    "The (conjugate) transpose of every frontal slice, slices 2..l in reverse order: the adjoint of X -> A * X. Raises as `unfold` does."
-    T = _check("A", A).transpose(-3, -2)
+    A: Tensor,   # (..., m, p, l)
+) -> Tensor:     # (..., p, m, l)
+    "The adjoint of X -> A * X: each slice (conjugate) transposed, slices 1..l-1 in reverse order."
+    T = check_tubes("A", A).transpose(-3, -2)
     return (T.conj() if A.is_complex() else T).flip(-1).roll(1, -1)
 
-# %% ../nbs/10_tproduct.ipynb #52a1afa7
+# %% ../nbs/10_tproduct.ipynb #9a324017
 def teye(
-    n: int,  # rows and columns
-    l: int,  # tube length
+    n: int,   # rows and columns
+    l: int,   # tube length
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:  # (n, n, l)
@@ -230,28 +80,24 @@ def teye(
     I[..., 0] = torch.eye(n, dtype=dtype, device=device)
     return I
 
-# %% ../nbs/10_tproduct.ipynb #e8717930
+# %% ../nbs/10_tproduct.ipynb #b266b6b4
 def tinv(
-    A: Tensor,  # (..., n, n, l)
-) -> Tensor:  # (..., n, n, l)
-    "The inverse under the t-product. Raises `ValueError` if `A` is not square or is singular at some frequency."
-    if _check("A", A).shape[-3] != A.shape[-2]:
+    A: Tensor,   # (..., n, n, l)
+) -> Tensor:     # (..., n, n, l)
+    "The inverse. Raises `ValueError` for a tensor not square, or singular at a frequency."
+    if check_tubes("A", A).shape[-3] != A.shape[-2]:
         raise ValueError(f"A must be square, (..., n, n, l), got shape {tuple(A.shape)}")
-    F = []
-    for k, f in enumerate(
-        frequencies(_compute(A))
-    ):  # one frequency at a time: batched complex solvers are fragile on CPU
+    inverses = []
+    for k, f in enumerate(frequencies(in_full_precision(A))):  # batched complex solvers are fragile
         try:
-            F.append(torch.linalg.inv(f))
+            inverses.append(torch.linalg.inv(f))
         except torch.linalg.LinAlgError as e:
-            raise ValueError(
-                f"A is singular at frequency {k}, so it has no inverse; see tpinv"
-            ) from e
-    return from_frequencies(F, A.shape[-1], real=not A.is_complex()).to(A.dtype)
+            raise ValueError(f"A is singular at frequency {k}: no inverse; see tpinv") from e
+    return from_frequencies(inverses, A.shape[-1], real=not A.is_complex()).to(A.dtype)
 
-# %% ../nbs/10_tproduct.ipynb #bfca68a9
+# %% ../nbs/10_tproduct.ipynb #fff90a63
 def tnorm(
-    A: Tensor,  # (..., m, p, l)
-) -> Tensor:  # (...), real, float32 for half precision
-    "The Frobenius norm of each tensor of tubes. Raises as `unfold` does."
-    return torch.linalg.vector_norm(_compute(_check("A", A)), dim=(-3, -2, -1))
+    A: Tensor,   # (..., m, p, l)
+) -> Tensor:     # (...), real, float32 for half precision
+    "The Frobenius norm of each tensor of tubes. Raises as `check_tubes`."
+    return torch.linalg.vector_norm(in_full_precision(check_tubes("A", A)), dim=(-3, -2, -1))

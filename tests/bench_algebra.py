@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from fuse_nb.pseudoinverse import tlstsq, tpinv
 from fuse_nb.gram import GramAccumulator
-from fuse_nb.tproduct import bcirc, dft_rows, fold, real_spectrum, unfold
+from fuse_nb.tproduct import bcirc, fold, unfold
+from fuse_nb.spectrum import dft_rows, real_spectrum
 
 PUBLISHED_FIT_S, PUBLISHED_FIT_GB = 59.0, 11.0   # the published code at (8192, 1024, 4) -> (8192, 512, 4), 2 CPU cores (the project's issue 10)
 

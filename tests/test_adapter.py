@@ -15,7 +15,8 @@ import fuse_nb.fitting as fitting_room
 from fuse_nb.adapter import CLASSES, FORMS, Spellings, spell
 from fuse_nb.fitting import RIDGES, FuseAdapter, ridge_path, shrink
 from fuse_nb.gram import ConditionWarning, GramAccumulator
-from fuse_nb.tproduct import bcirc, fold, frequencies, tprod, ttranspose, unfold
+from fuse_nb.tproduct import bcirc, fold, tprod, ttranspose, unfold
+from fuse_nb.spectrum import frequencies
 from fuse_nb.words import word_ids
 from test_models import V, byte_bpe, word_pieces
 
