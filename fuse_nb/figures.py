@@ -99,6 +99,7 @@ def claim(
         if xlabel is None:
             ax.set(xticks=[], yticks=[])
             ax.grid(False)
+            ax.spines[:].set_visible(False)
         elif not (xlabel.strip() and ylabel.strip()):
             raise ValueError("an axis label is empty: name the quantity and its unit")
         else:
@@ -159,8 +160,8 @@ def tensor_boxes(
     at, tallest = 0.0, 0.0
     for k, item in enumerate(items):
         if isinstance(item, str):
-            ax.text(at + 0.1, 0, item, ha="center", va="center", fontsize=14)
-            at += 0.45
+            ax.text(at, 0, item, ha="center", va="center", fontsize=14)
+            at += 0.5
             continue
         name, rows, columns, tube = item
         height, width, depth = (sizes[edge] for edge in (rows, columns, tube))

@@ -16,7 +16,7 @@ from .tproduct import teye, tprod, ttranspose
 # %% auto #0
 __all__ = ['tpinv', 'tlstsq']
 
-# %% ../nbs/11_pseudoinverse.ipynb #c6e5a252
+# %% ../nbs/11_pseudoinverse.ipynb #209201bc
 _FAIR, _SAFE = 1 / 100, 1e-8   # smallest over largest eigenvalue that rung 1 and rung 2 ask for
 
 
@@ -32,7 +32,7 @@ def _as(A: Tensor, dtype: torch.dtype) -> Tensor:
     wide = dtype in (torch.float64, torch.complex128)
     return A.cpu().to(dtype) if wide and A.device.type == "mps" else A.to(dtype)
 
-# %% ../nbs/11_pseudoinverse.ipynb #444f2fbd
+# %% ../nbs/11_pseudoinverse.ipynb #5410c7e8
 def _cut_of(A: Tensor, rcond: float | None) -> float:
     "The relative cut; None stands for the one that `torch.linalg.pinv` makes for `bcirc(A)`."
     if rcond is not None:
@@ -41,7 +41,7 @@ def _cut_of(A: Tensor, rcond: float | None) -> float:
     eps = torch.finfo(torch.float32 if half else A.dtype).eps
     return max(A.shape[-3:-1]) * A.shape[-1] * eps if A.numel() else 0.0
 
-# %% ../nbs/11_pseudoinverse.ipynb #0843aa5d
+# %% ../nbs/11_pseudoinverse.ipynb #d0a8696f
 def _by_singular_values(F: list[Tensor], rcond: float) -> list[Tensor]:
     "The pseudoinverse of every matrix, cut relative to the largest singular value of all."
     largest = torch.stack([torch.linalg.svdvals(f).amax(-1).amax(0) for f in F]).amax(0)
@@ -50,7 +50,7 @@ def _by_singular_values(F: list[Tensor], rcond: float) -> list[Tensor]:
     pinv = lambda f: torch.linalg.pinv(f, atol=cut, rtol=no_own_cut)
     return [torch.stack([pinv(f) for f in batch]) for batch in F]
 
-# %% ../nbs/11_pseudoinverse.ipynb #1260aa49
+# %% ../nbs/11_pseudoinverse.ipynb #68d432b3
 def tpinv(
     A: Tensor,                    # (..., m, p, l)
     rcond: float | None = None,   # cut, relative to the largest singular value of all frequencies
@@ -66,7 +66,7 @@ def tpinv(
     X = _tall_pinv(A, rcond)
     return tubes_of(X, l, real=not A.is_complex()).to(A.device, A.dtype)
 
-# %% ../nbs/11_pseudoinverse.ipynb #777708ba
+# %% ../nbs/11_pseudoinverse.ipynb #046b61e3
 def _tall_pinv(A: Tensor, rcond: float) -> list[Tensor]:
     "The spectrum of the pseudoinverse of a tall tensor, in groups: the first rung that holds."
     for dtype, floor, correct in _rungs(A, rcond):
@@ -79,7 +79,7 @@ def _tall_pinv(A: Tensor, rcond: float) -> list[Tensor]:
             return [2 * x - (x @ f) @ x for x, f in zip(X, F)] if correct else X
     return _by_singular_values(F, rcond)
 
-# %% ../nbs/11_pseudoinverse.ipynb #9414f4b5
+# %% ../nbs/11_pseudoinverse.ipynb #3062e924
 def _with_ridge(A: Tensor, B: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
     "A and B with p more rows, which ask for sqrt(ridge) X = 0."
     *batch, m, p, l = A.shape
@@ -87,14 +87,14 @@ def _with_ridge(A: Tensor, B: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
     zero = B.new_zeros(*B.shape[:-3], p, *B.shape[-2:])
     return torch.cat([A, I], -3), torch.cat([B, zero], -3)
 
-# %% ../nbs/11_pseudoinverse.ipynb #bcd18a88
+# %% ../nbs/11_pseudoinverse.ipynb #5798ca7b
 def _solved(f: Tensor, h: Tensor, L: Tensor) -> Tensor:
     "The least-norm minimizer of |f x - h|, L the Cholesky factor of the smaller Gram matrix of f."
     if f.shape[-2] >= f.shape[-1]:
         return torch.cholesky_solve(f.mH @ h, L)
     return f.mH @ torch.cholesky_solve(h, L)
 
-# %% ../nbs/11_pseudoinverse.ipynb #c2534c23
+# %% ../nbs/11_pseudoinverse.ipynb #fbd2c60b
 def _lstsq_groups(A: Tensor, B: Tensor, rcond: float) -> list[Tensor] | None:
     "The spectrum of the minimizer, in groups: the first rung that holds; None if none does."
     tall = A.shape[-3] >= A.shape[-2]
@@ -114,7 +114,7 @@ def _lstsq_groups(A: Tensor, B: Tensor, rcond: float) -> list[Tensor] | None:
             return X
     return None
 
-# %% ../nbs/11_pseudoinverse.ipynb #86a0108d
+# %% ../nbs/11_pseudoinverse.ipynb #101707c3
 def tlstsq(
     A: Tensor,                    # (..., m, p, l)
     B: Tensor,                    # (..., m, q, l), same dtype and device
@@ -134,7 +134,7 @@ def tlstsq(
         return tprod(tpinv(A, rcond), B)
     return tubes_of(X, l, real=not A.is_complex()).to(A.device, A.dtype)
 
-# %% ../nbs/11_pseudoinverse.ipynb #ef1c9d0a
+# %% ../nbs/11_pseudoinverse.ipynb #cf8e13ff
 def _check_least_squares(A: Tensor, B: Tensor) -> None:
     check_same_tubes(A, B)
     if A.shape[-3] != B.shape[-3]:
