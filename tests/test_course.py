@@ -1,0 +1,103 @@
+"The kit: stubs fail and the rest of a lesson runs, grading passes right answers and says in words what is wrong with others."
+import json
+import re
+import subprocess
+import sys
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+import course
+from stubs import mark_of, stub_of
+from test_house import exercises_of
+
+LESSON = next(p for p in course.lessons() if p.stem.startswith("10"))
+
+
+@pytest.fixture(scope="module")
+def kit(tmp_path_factory): return course.make(tmp_path_factory.mktemp("kit")/"course")
+
+
+TINY = [
+    ("code", "import numpy as np\nfrom fuse_nb.exercises import judge\n\nx = np.arange(6.0).reshape(2, 3)"),
+    ("code", "#| exercise 99.1\nanswer_1 = 6  # entries of x"), ("code", "#| check 99.1\njudge('99.1', answer_1, x.size)"),
+    ("code", "#| exercise 99.2\ndef doubled(x, by):\n    \"x times by.\"\n    return x * by"), ("code", "#| check 99.2\njudge('99.2', doubled(x, 2), x + x)"),
+]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    "A kit of one lesson that imports nothing heavy, to see what the grader says."
+    folder = tmp_path_factory.mktemp("tiny")
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for _, source in TINY])
+    nbformat.write(nb, folder/"99_tiny.ipynb")
+    return course.make(folder/"course", [folder/"99_tiny.ipynb"])
+
+
+RIGHT = ["answer_1 = 6", "def doubled(x, by): return by * x"]
+
+
+def grade(kit, folder, answers, lesson="99"):
+    (folder/f"lesson_{lesson}.py").write_text("\n".join(answers), encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", f"lesson_{lesson}", f"--students={folder}", "--seconds=2" if lesson == "99" else "--seconds=60"]
+    return subprocess.run(command, cwd=kit/"grade", capture_output=True, text=True, timeout=300).stdout
+
+
+def test_right_answers_pass(tiny, tmp_path): assert "2 passed" in grade(tiny, tmp_path, RIGHT)
+
+
+def test_a_real_lesson_passes_with_its_own_solutions(kit, tmp_path):
+    answers = ["import torch", *(re.sub(r"^#\|.*\n", "", e["exercise"]) for e in exercises_of(LESSON).values())]
+    assert "4 passed" in grade(kit, tmp_path, answers, "10")
+
+
+def test_a_real_lesson_fails_with_stubs(kit, tmp_path):
+    said = grade(kit, tmp_path, ["import torch", *(stub_of(e["exercise"]) for e in exercises_of(LESSON).values())], "10")
+    assert "4 failed" in said and said.count("not answered yet") >= 3
+
+
+FAULTY = {
+    "lacks a function": ("", r"lesson_99.py has no doubled"),
+    "another signature": ("def doubled(x): return x", r"doubled takes \(x\), expected \(x, by\)"),
+    "no function": ("doubled = 3", r"doubled in lesson_99.py is no function"),
+    "loops for ever": ("def doubled(x, by):\n    while True: pass", r"did not finish within 2 s"),
+    "wrong shape": ("def doubled(x, by): return x[:1]", r"the shape is \(1, 3\), expected \(2, 3\)"),
+    "wrong number": ("def doubled(x, by): return x", r"5 of 6 numbers differ, by at most 5"),
+    "wrong type": ("def doubled(x, by): return 'a'", r"got str, expected numbers"),
+    "a stub": ("def doubled(x, by): raise NotImplementedError", r"exercise 99.2 is not answered yet"),
+    "an error of its own": ("def doubled(x, by): return x[99]", r"exercise 99.2: IndexError"),
+}
+
+
+@pytest.mark.parametrize("what", FAULTY)
+def test_what_is_wrong_is_said_in_words(tiny, tmp_path, what):
+    code, words = FAULTY[what]
+    said = grade(tiny, tmp_path, [RIGHT[0], code])
+    assert re.search(words, said) and "1 failed, 1 passed" in said
+
+
+def test_a_file_that_cannot_be_read_is_named(tiny, tmp_path):
+    assert "lesson_99.py cannot be read: SyntaxError" in grade(tiny, tmp_path, ["def ("])
+
+
+def test_the_stub_version_runs_to_its_end(kit):
+    nb = nbformat.read(kit/"exercises"/LESSON.name, as_version=4)
+    NotebookClient(nb, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(kit/"exercises")}}).execute()
+    checks = [c for c in nb.cells if c.cell_type == "code" and (mark_of(c.source) or ("",))[0] == "check"]
+    assert len(checks) == 4 and all(any(o.output_type == "error" for o in c.outputs) for c in checks)
+
+
+@pytest.mark.parametrize("path", course.lessons(), ids=lambda p: p.stem)
+def test_a_stub_keeps_signature_and_docstring_and_no_answer(path):
+    for number, e in exercises_of(path).items():
+        stub = stub_of(e["exercise"])
+        compile(stub, number, "exec")
+        for line in re.findall(r"^(?:def|class) .*", e["exercise"], re.M): assert line.split("(")[0] in stub
+        assert not re.search(r"^ +return (?!None)", stub, re.M)
+
+
+def test_slides_hold_every_figure_and_ask_no_other_host(kit):
+    for path in course.lessons():
+        page = (kit/"slides"/f"{path.stem}.html").read_text(encoding="utf-8")
+        figures = sum("image/png" in o.get("data", {}) for c in json.loads(path.read_text(encoding="utf-8"))["cells"] for o in c.get("outputs", []))
+        assert page.count("<img ") == figures and not re.search(r"(?:src|href)=['\"]https?:", page)
