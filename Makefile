@@ -5,7 +5,7 @@ DEVICE ?= cpu
 BIN    := .venv/bin
 STAMP  := .venv/.fuse_nb-setup
 
-.PHONY: help setup demo lint test notebooks readme bench lab clean
+.PHONY: help setup demo lint test notebooks readme bench book course lab clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -43,8 +43,14 @@ readme: setup ## write README.md from nbs/index.ipynb
 bench: setup ## measure speed and memory against the baselines; JSON goes to out/
 	$(BIN)/python tests/bench.py --device $(DEVICE) --out out/bench.json
 
-lab: setup ## open JupyterLab on the chapters
-	$(BIN)/jupyter lab nbs
+book: setup ## write the book, a static site to read offline, into out/book
+	$(BIN)/python tests/book.py out/book
+
+course: setup ## write the kit to teach from (stubs, solutions, slides, a grader) into out/course
+	$(BIN)/python tests/course.py out/course
+
+lab: setup ## open JupyterLab on the front page
+	$(BIN)/jupyter lab nbs/index.ipynb
 
 clean: ## remove what the above has made, but not .venv
 	rm -rf out build *.egg-info .pytest_cache .hypothesis nbs/.ipynb_checkpoints
