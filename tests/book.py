@@ -136,7 +136,7 @@ def contents(stems):
         if mine: out += ["```{toctree}", f":caption: {part}", ":hidden:", "", *mine, "```", ""]
     extra = [s for s in stems if s.startswith("E")]
     if extra: out += ["```{toctree}", ":caption: Experiments", ":hidden:", "", *extra, "```", ""]
-    return "\n".join([*out, "```{toctree}", ":caption: Reference", ":hidden:", "", "api", "```"])
+    return "\n".join([*out, "```{toctree}", ":caption: Reference", ":hidden:", "", "teaching", "api", "```"])
 
 
 def write_sources(to):
@@ -154,6 +154,7 @@ def write_sources(to):
         found.append((notebook.stem, module, names))
         write_notebook(to/notebook.name, cells)
     (to/"api.md").write_text(api_page(found), encoding="utf-8")
+    write_notebook(to/"teaching.ipynb", page_of(ROOT/"nbs"/"teaching.ipynb", "teaching")[0])
     front, _ = page_of(ROOT/"nbs"/"index.ipynb", "index")
     write_notebook(to/"index.ipynb", [*front, markdown(contents([p.stem for p in pages]))])
     data = to/"data"
