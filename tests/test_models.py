@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
 
+import fuse_nb.files as files_room
 import fuse_nb.store as store_room
 from fuse_nb.store import PACKAGED, Package, cache_dir, cached, installed, offered, pick_device, sha256_file, verify, weights
 from fuse_nb.causal import CausalLM
@@ -640,7 +641,7 @@ def test_verify_hashes_once_and_notices_a_change(monkeypatch, tmp_path):
     file = tmp_path/"w.bin"
     file.write_bytes(b"weights")
     digest, calls = sha256_file(file), []
-    monkeypatch.setattr(store_room, "sha256_file", lambda p: calls.append(p) or digest_of(p))
+    monkeypatch.setattr(files_room, "sha256_file", lambda p: calls.append(p) or digest_of(p))
     digest_of = sha256_file
     for _ in range(3): verify(file, digest)
     assert len(calls) == 1
