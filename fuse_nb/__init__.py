@@ -11,7 +11,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "causal": ["CausalLM"],
-        "encoders": ["TextEncoder", "Classifier"],
+        "encoders": ["TextEncoder"],
+    "classifiers": ["Classifier"],
         "images": ["ImageTextModel"],
         "fitting": ["FuseAdapter"],
         "gradient": ["bridge"],

@@ -11,7 +11,8 @@ import fuse_nb.tables as tables_room
 from fuse_nb.fitting import FuseAdapter, fingerprint
 from fuse_nb.gradient import bridge, pull, route
 from fuse_nb.causal import CausalLM
-from fuse_nb.encoders import Classifier, TextEncoder
+from fuse_nb.classifiers import Classifier
+from fuse_nb.encoders import TextEncoder
 from fuse_nb.losses import Fluency, NextTokens, Penalty, TargetText, ZeroShotLabel, banned, length, non_ascii, repetition
 from fuse_nb.objective import Objective, Term, gradient
 from fuse_nb.search import Result, evaluate
