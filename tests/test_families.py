@@ -16,7 +16,7 @@ UNTRIED = {
     "blt": "96 million weights (a table of hashed bytes)", "cohere_compass_text": "its configuration misses a rotation for full attention", "dbrx": "its configuration fails in this release",
     "dots3_note": "wants all heads equal", "dots3_note_text": "wants all heads equal", "fuyu": "", "gemma3": "", "gemma3n": "wants timm",
     "gemma4_assistant": "", "gemma4_unified": "", "gemma4_unified_assistant": "", "got_ocr2": "", "moss_transcribe_diarize": "",
-    "musicgen": "reads sound, four rows of codes", "musicgen_melody": "reads sound, four rows of codes", "qwen4_exp_text": "tried as qwen4_exp", "zamba": "its tied layers want more than two",
+    "musicgen": "reads sound, four rows of codes", "musicgen_melody": "reads sound, four rows of codes", "qwen4_exp_text": "tried as qwen4_exp", "zamba": "its tied layers want more of them",
 }
 # Why these are refused, each checked below without our code.
 REFUSED = {"cpmant": "takes no embeddings", "deepseek_v4": "takes no embeddings", "gemma3n_text": "a table for each layer", "gemma4": "a table for each layer", "gemma4_text": "a table for each layer",
