@@ -230,7 +230,7 @@ def test_source_errors(folders):
     with pytest.raises(ValueError, match="65 tokens.*64"): lm.nll([[3] * 65])
     with pytest.raises(ValueError, match="65 tokens.*64"): lm.logits(torch.zeros(1, 65, 32))
     with pytest.raises(ValueError, match="one length"): lm.prefill([[3, 4], [3]])
-    with pytest.raises(TypeError, match="list of strings"): lm.tokenize("a cat")
+    with pytest.raises(TypeError, match="list of texts"): lm.tokenize("a cat")
     _, cache = lm.prefill([[3] * 64])
     with pytest.raises(ValueError, match="65 tokens"): lm.extend(cache, [0], [3])
     with pytest.raises(ValueError, match="one length"): lm.extend(cache, [0, 0], [3])
@@ -358,7 +358,7 @@ def test_similarity_is_one_minus_cosine_and_differentiable(folders):
     with pytest.raises(ValueError, match="sentence is empty"): encoder.text("  ")
     with pytest.raises(ValueError, match="texts is empty"): encoder.encode([])
     with pytest.raises(ValueError, match="batch_size"): encoder.encode(["a"], batch_size=0)
-    with pytest.raises(TypeError, match="list of strings"): encoder.tokenize("a")
+    with pytest.raises(TypeError, match="list of texts"): encoder.tokenize("a")
     assert goal.model is encoder and goal.label == "a cat"
 
 

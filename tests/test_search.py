@@ -563,7 +563,7 @@ def test_tables_read_from_the_cache_equal_the_fresh_ones(made, monkeypatch, tmp_
     with monkeypatch.context() as m:
         m.setattr(tables_room, "cached", lambda name, load, make, save: cached(name, load, lambda: pytest.fail(f"{name} is made again"), save))
         assert same(all_tables(again(lm), again(target)), fresh)
-    kept = [f for f in (tmp_path/"tables").glob("*/*") if f.is_file()]
+    kept = [f for f in (tmp_path/"tables").glob("*/*") if f.is_file() and f.name != "hashes.json"]
     assert len(kept) == 3
     for f in kept: f.write_bytes(f.read_bytes()[:100])
     with caplog.at_level(logging.WARNING, logger="fuse_nb"): assert same(all_tables(again(lm), again(target)), fresh)
