@@ -1,4 +1,4 @@
-"""Chapter 02: split and merge are exact inverses for every string, words are the finest possible, alignment gives the smallest common groups.
+"""Room 20: split and merge are exact inverses for every string, words are the finest possible, alignment gives the smallest common groups.
 
 FUSE_NB_EXAMPLES sets how many random texts each tokenizer gets (default 60; the full count of the project's promise is 10,000).
 """
