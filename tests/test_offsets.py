@@ -140,7 +140,13 @@ def test_a_decoder_that_looks_far_back_goes_by_the_definition():
     class Polite:  # says what it is about once it has three tokens
         is_fast = False
         def decode(self, ids, **kwargs): return ("> " if len(ids) > 2 else "") + "".join("abcdefgh"[i] for i in ids)
-    for tokenizer in (Mirror(), Polite()):
+    class Swinging:  # every other token in capitals, counted from the first: windows are as long as they should be, and wrong
+        is_fast = False
+        def decode(self, ids, **kwargs): return "".join("abcdefgh"[i].upper() if k % 2 else "abcdefgh"[i] for k, i in enumerate(ids))
+    class Closing:  # puts a full stop behind whatever it spells, so that the windows of a row are too short by it at the end
+        is_fast = False
+        def decode(self, ids, **kwargs): return "".join("abcdefgh"[i] for i in ids) + "."*(len(ids) > 3)
+    for tokenizer in (Mirror(), Polite(), Swinging(), Closing()):
         for ids in ([0, 1, 2, 0, 1], [0, 0, 1], [3], [0, 0, 0, 0]):
             assert decoded_spans(tokenizer, [tokenizer.decode(ids)], [ids]) == [spans_by_prefixes(tokenizer, ids)]
 
@@ -205,6 +211,20 @@ def test_text_that_no_token_spells_lies_before_the_closing_tokens():
     words = split(tokenizer, "\u0301 x \u0301", add_special_tokens=True)
     assert [(w.text, len(w.ids), w.special) for w in words] == [("", 1, True), ("\u0301", 0, False), (" x", 1, False), (" \u0301", 0, False), ("", 1, True)]
     assert [(w.text, w.special) for w in split(tokenizer, "\u0301 \u0301", add_special_tokens=True)] == [("\u0301", False), (" \u0301", False), ("", True), ("", True)]
+
+
+def test_a_template_that_interrupts_the_text():
+    "A special token between two of content: a place of its own, and a cut, also within a whitespace word."
+    from types import SimpleNamespace as S
+    class Template(Scripted):
+        def __call__(self, texts, **kwargs):
+            return S(encodings=[S(ids=[7, 1, 7, 2, 3, 7, 7], special_tokens_mask=[1, 0, 1, 0, 0, 1, 1], offsets=[(0, 0), (0, 2), (0, 0), (2, 3), (3, 7), (0, 0), (0, 0)]) for _ in texts])
+    located = locate(Template([]), ["red ran x"])
+    assert located.spans.tolist() == [[0, 0], [0, 2], [2, 2], [2, 3], [3, 7], [9, 9], [9, 9]]
+    words = split(Template([]), "red ran x")
+    assert [(w.text, w.first, w.last, w.special) for w in words] == [
+        ("", 0, 0, True), ("re", 0, 1, False), ("", 1, 1, True), ("d", 0, 1, False), (" ran", 1, 2, False), (" x", 2, 3, False), ("", 3, 3, True), ("", 3, 3, True)]
+    assert merge(words) == [7, 1, 7, 2, 3, 7, 7]
 
 
 def test_added_tokens_of_a_slow_tokenizer():
