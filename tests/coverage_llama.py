@@ -2,7 +2,7 @@
 
     .venv/bin/python tests/coverage_llama.py FOLDER [--out data/coverage_llama.json]
 
-FOLDER holds the Llama tokenizer (32,000 tokens), which this project does not ship. Chapter 02 reads the JSON that this script writes.
+FOLDER holds the Llama tokenizer (32,000 tokens), which this project does not ship. Lesson 20 reads the JSON that this script writes.
 """
 import argparse, datetime, hashlib, json, os, platform
 from pathlib import Path
