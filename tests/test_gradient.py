@@ -42,8 +42,8 @@ IDS = {"None": None, "a number": 5, "a text": "a photo", "texts": ["a photo", "t
 @pytest.mark.parametrize("case", IDS)
 def test_tokens_that_do_not_serve_are_named(case, made):
     adapter, embeds, _ = made
-    with pytest.raises((TypeError, ValueError), match="source_ids|ids? "): bridge(adapter, embeds[:, :2], IDS[case])
-    with pytest.raises((TypeError, ValueError), match="source_ids|ids? "): route(adapter, IDS[case])
+    with pytest.raises((TypeError, ValueError), match="ids|id "): bridge(adapter, embeds[:, :2], IDS[case])
+    with pytest.raises((TypeError, ValueError), match="ids|id "): route(adapter, IDS[case])
 
 
 @pytest.mark.parametrize("name", ["prefix", "suffix"])
