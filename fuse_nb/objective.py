@@ -121,7 +121,7 @@ class Objective:
                     f"the term {t.name!r} reads source tokens, but its model {t.model.name} is not the source {self.source.name}"
                 )
             if t.adapter is not None:
-                t.adapter.check(self.source, t.model)
+                t.adapter = t.adapter.check(self.source, t.model)
 
     def texts(self, seqs: Sequence[Sequence[int]]) -> list[str]:
         "What the source tokens spell, without special tokens."

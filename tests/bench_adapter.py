@@ -1,4 +1,4 @@
-"""The choices of chapter 05's adapter against each other on held-out words, its storage forms, and what its fit costs.
+"""The choices of chapter 48's adapter against each other on held-out words, its storage forms, and what its fit costs.
 `OMP_NUM_THREADS=1 python tests/bench_adapter.py` writes data/adapter_comparison.json (about four minutes of one core); `--words` for fewer words,
 `--gemma` for the default between Gemma 3 270M and MiniLM too, whose packages must be there (`fuse-nb models` names them).
 Seconds are processor time with one thread (`time.process_time`), so that other work on the machine does not count."""
@@ -11,9 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 import numpy as np
 import torch
-from fuse_nb import fitting as module
-from fuse_nb.adapter import FORMS, spell
-from fuse_nb.fitting import FuseAdapter
+from fuse_nb import FuseAdapter, fitting, ridge
+from fuse_nb.spelling import FORMS, spell
 from fuse_nb.causal import CausalLM
 from fuse_nb.encoders import TextEncoder
 from fuse_nb.words import word_list
@@ -118,7 +117,8 @@ def stages(source, target, n):
                 depth.pop()
                 if not depth: spent[name] = spent.get(name, 0.0) + time.process_time() - start
         return run
-    saved = [(module, k, getattr(module, k)) for k in outermost] + [(module._Plan, "sums", module._Plan.sums), (FuseAdapter, "_cover", FuseAdapter._cover)]
+    places = [(fitting, "word_list"), (fitting, "spell"), (ridge, "ridge_path"), (ridge, "shrink"), (ridge.Plan, "sums"), (FuseAdapter, "_cover")]
+    saved = [(owner, k, getattr(owner, k)) for owner, k in places]
     names = outermost | {"sums": "Gram and cross sums", "_cover": "scoring held-out words"}
     try:
         for owner, k, f in saved: setattr(owner, k, timed(names[k], f))

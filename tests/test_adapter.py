@@ -11,9 +11,11 @@ from hypothesis import example, given, settings, strategies as st
 from torch.testing import assert_close
 
 import fuse_nb.adapter as adapter_room
-import fuse_nb.fitting as fitting_room
-from fuse_nb.adapter import CLASSES, FORMS, Spellings, spell
-from fuse_nb.fitting import RIDGES, FuseAdapter, ridge_path, shrink
+import fuse_nb.sharing as sharing_room
+from fuse_nb import FuseAdapter
+from fuse_nb.adapter import CLASSES
+from fuse_nb.ridge import RIDGES, ridge_path, shrink
+from fuse_nb.spelling import FORMS, Spellings, spell
 from fuse_nb.gram import ConditionWarning, GramAccumulator
 from fuse_nb.tproduct import bcirc, fold, tprod, ttranspose, unfold
 from fuse_nb.spectrum import frequencies
@@ -389,7 +391,7 @@ def test_a_saved_adapter_comes_back_bit_for_bit(tmp_path, form):
     adapter = fit(center=True, ridge={1: 0.5, 2: 0.0}).compress(**form)
     assert adapter.pairs and adapter.biases
     back = FuseAdapter.from_pretrained(adapter.save_pretrained(tmp_path/"a"), source(), target())
-    assert same(adapter, back) and back.nbytes == adapter.nbytes and sorted(p.name for p in (tmp_path/"a").iterdir()) == sorted(fitting_room.FILES)
+    assert same(adapter, back) and back.nbytes == adapter.nbytes and sorted(p.name for p in (tmp_path/"a").iterdir()) == sorted(sharing_room.FILES)
     x = torch.randn(3, 2, D, generator=torch.Generator().manual_seed(0))
     assert torch.equal(adapter.push(x, (2, 2)), back.push(x, (2, 2)))
 
@@ -439,20 +441,20 @@ def test_no_adapter_there(tmp_path):
 def test_a_failed_write_leaves_what_was_there(copy, monkeypatch):
     before = {p.name: p.read_bytes() for p in copy.iterdir()}
     def full(*args, **kwargs): raise OSError("no space left")
-    monkeypatch.setattr(fitting_room, "save_file", full)
+    monkeypatch.setattr(sharing_room, "save_file", full)
     with pytest.raises(OSError, match="no space"): fit(seed=3).save_pretrained(copy)
     assert {p.name: p.read_bytes() for p in copy.iterdir()} == before
 
 
 def test_files_are_written_aside_and_a_stop_between_them_is_noticed(copy, monkeypatch):
-    other, before, real, done = fit(seed=3), {p.name: p.read_bytes() for p in copy.iterdir()}, fitting_room.os.replace, []
+    other, before, real, done = fit(seed=3), {p.name: p.read_bytes() for p in copy.iterdir()}, sharing_room.os.replace, []
     def stop(*paths):
         if len(done) == allowed: raise OSError("stopped")
         done.append(paths); real(*paths)
-    monkeypatch.setattr(fitting_room.os, "replace", stop)
+    monkeypatch.setattr(sharing_room.os, "replace", stop)
     for allowed in (0, 1):
         with pytest.raises(OSError, match="stopped"): other.save_pretrained(copy)
-        assert sorted(p.name for p in copy.iterdir()) == sorted(fitting_room.FILES)
+        assert sorted(p.name for p in copy.iterdir()) == sorted(sharing_room.FILES)
         assert ({p.name: p.read_bytes() for p in copy.iterdir()} == before) == (allowed == 0)
     with pytest.raises(ValueError, match="altered"): FuseAdapter.from_pretrained(copy)
 
@@ -525,7 +527,7 @@ def test_a_rank_for_words_changes_their_predictions_least():
     words = some_words(400)
     adapter, spelled = fit(s, t, words=words, classes="larger"), spell(s, t, words)
     for l, T in adapter.tensors.items():
-        X = torch.cat([adapter_room._tubes(s.embedding_table, S, l) for ab, (_, _, S, _) in spelled.groups.items() if max(ab) == l]).double()
+        X = torch.cat([adapter_room.tubes(s.embedding_table, S, l) for ab, (_, _, S, _) in spelled.groups.items() if max(ab) == l]).double()
         Y = tprod(X, T.double())
         def changed(small): return (Y - tprod(X, small.tensors[l].double())).square().sum().item()
         for rank in (1, 2, 3):

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 import fuse_nb.tables as tables_room
-from fuse_nb.fitting import FuseAdapter, fingerprint
+from fuse_nb import FuseAdapter
+from fuse_nb.provenance import provenance
 from fuse_nb.gradient import bridge, pull, route
 from fuse_nb.causal import CausalLM
 from fuse_nb.classifiers import Classifier
@@ -34,7 +35,7 @@ def own_cache(tmp_path, monkeypatch): monkeypatch.setenv("FUSE_NB_CACHE", str(tm
 
 
 def adapter_of(source, target, tensors):
-    return FuseAdapter(tensors, dict(source=fingerprint(source), target=fingerprint(target), max_tokens=max(tensors), classes="larger", storage={}), source=source, target=target)
+    return FuseAdapter(tensors, dict(source=provenance(source), target=provenance(target), max_tokens=max(tensors), classes="larger", storage={}), source=source, target=target)
 
 
 def bert(name, tokenizer, table=None, dtype=torch.float32):
