@@ -10,6 +10,7 @@ from typing import Callable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from .answers import digest
 from .store import pick_device, weights, _find, _is_packaged, _load
 from .causal import _Model
 
@@ -172,6 +173,10 @@ class Similarity:
         "Texts -> `(N,)` losses, without gradients."
         return self.from_features(self.model.encode(texts, batch_size))
 
+    def identity(self) -> str:
+        "What it compares with, as a digest."
+        return digest("similarity", self.features)
+
 # %% ../nbs/32_encoders.ipynb #2e39ea21
 class Classifier(_Target):
     "A target model that sorts texts into labels: any sequence classifier of transformers."
@@ -259,3 +264,7 @@ class LabelLoss:
     def exact(self, texts: Sequence[str], batch_size: int = 64) -> Tensor:
         "Texts -> `(N,)` losses, without gradients. Raises `ValueError` for no texts."
         return self.from_logits(self.model._run(self.model.logits, texts, batch_size))
+
+    def identity(self) -> str:
+        "What it compares with, as a digest."
+        return digest("label", self.index, self.label)

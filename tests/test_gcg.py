@@ -8,7 +8,8 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 import fuse_nb.search as search_room
 from fuse_nb.causal import CausalLM
-from fuse_nb.losses import TargetText, _batches, _spine
+from fuse_nb.losses import TargetText
+from fuse_nb.prefixes import batches as _batches, spine as _spine
 from fuse_nb.objective import Objective, Term, gradient
 from fuse_nb.search import Result
 from fuse_nb.swaps import GCG
