@@ -1,4 +1,5 @@
 "The objective: what each term reads, what its gradient is, what is told apart and what is refused; on tiny models of random weights."
+# ruff: noqa: F811 (fixtures)
 import warnings
 
 import pytest
@@ -7,7 +8,7 @@ import torch.nn.functional as F
 
 from fuse_nb.causal import CausalLM
 from fuse_nb.losses import Fluency, NextTokens, Penalty, TargetText, ZeroShotLabel, length
-from fuse_nb.objective import Objective, Term, gradient
+from fuse_nb.objective import Objective, Term, gradient, token_gradient
 from fuse_nb.search import evaluate
 from fuse_nb.swaps import GCG
 from test_models import SIZES, V, byte_bpe
@@ -233,7 +234,6 @@ def one_hot_slopes(lm, row, first, weight=1.0):
 @pytest.mark.parametrize("family", ["gpt2", "llama", "qwen2", "gemma"])
 @pytest.mark.parametrize("scope", ["found", "text"])
 def test_slopes_of_fluency_with_and_without_tied_tables(made, family, scope):
-    from fuse_nb.objective import token_gradient
     lm = made[family]
     (row,), start, end = rows_of(lm, "a photo of", [" a cat ran"], " on a mat")
     losses, slopes = token_gradient(Objective(Term(Fluency(lm, scope), 1.5)), [row], start, end)
@@ -248,7 +248,6 @@ def test_slopes_of_fluency_with_and_without_tied_tables(made, family, scope):
 
 
 def test_slopes_of_other_terms_are_their_gradient_times_the_table(made):
-    from fuse_nb.objective import token_gradient
     lm = made["gpt2"]
     (row,), start, end = rows_of(lm, "a photo of", [" a cat ran"], " on")
     objective = Objective(Term(made["pieces"].text("the dog"), 3.0, made["gpt2-pieces"]), Term(TargetText(lm, " ran")), source=lm)
@@ -258,7 +257,6 @@ def test_slopes_of_other_terms_are_their_gradient_times_the_table(made):
 
 
 def test_fluency_found_alone_has_slopes_too(made):
-    from fuse_nb.objective import token_gradient
     for family in ("gpt2", "llama"):
         lm = made[family]
         (row,), start, end = rows_of(lm, "a photo of", [" a cat ran"], " on")
@@ -269,7 +267,6 @@ def test_fluency_found_alone_has_slopes_too(made):
 
 
 def test_a_model_of_which_the_logits_are_bent(made):
-    from fuse_nb.objective import token_gradient
     model = transformers.Gemma2ForCausalLM(transformers.Gemma2Config(**SIZES, num_key_value_heads=2, head_dim=8, tie_word_embeddings=True, final_logit_softcapping=5.0))
     with torch.no_grad(): model.get_input_embeddings().weight.normal_(0, 0.6)
     lm = CausalLM("gemma2", model, byte_bpe(), "cpu")

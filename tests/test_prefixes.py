@@ -1,4 +1,5 @@
 "The reader of shared prefixes against one whole pass a row, whether caches can be cut, must be grown, or are only remembered tokens."
+# ruff: noqa: F811 (fixtures)
 import random
 
 import pytest
