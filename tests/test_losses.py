@@ -48,8 +48,9 @@ def decoders():
 def test_rows_of_several_lengths_need_no_positions(name, make):
     "Padding moved to the front is read at wrong positions by families that count them in their own way."
     torch.manual_seed(0)
-    lm = CausalLM(name, make(), byte_bpe(), "cpu")
-    for p in lm.model.parameters(): p.data.mul_(4 if p.ndim > 1 else 1)
+    model = make()
+    for p in model.parameters(): p.data.mul_(4 if p.ndim > 1 else 1)
+    lm = CausalLM(name, model, byte_bpe(), "cpu")
     rows = [[40, 41], [40, 41, 42, 43], [50], [44, 45]]
     ids, mask = lm.pad(rows)
     got = last_logits(lm, lm.embed(ids), mask)
