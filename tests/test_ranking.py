@@ -1,10 +1,13 @@
 "Rankers, slots and tables against their definitions, on tiny models of random weights. See also `test_search.py`."
 # ruff: noqa: F811 (fixtures are imported)
+import copy
 import logging
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+try: from pretend import Device  # before autograd is used: its threads are counted once
+except ImportError: Device = None
 import torch
 import torch.nn.functional as F
 
@@ -232,7 +235,7 @@ def test_a_term_that_reads_only_what_was_found(made, family):
 
 
 def test_of_several_prefixes_the_mean(made):
-    lm, goal, adapter, s = made["gpt2"], made["pieces"].text("the dog"), made["gpt2-pieces"], state_of(made["gpt2"], "a photo of")
+    goal, adapter, s = made["pieces"].text("the dog"), made["gpt2-pieces"], state_of(made["gpt2"], "a photo of")
     tokens = s.expansions(3)
     several = SimpleNamespace(loss=goal, model=goal.model, adapter=adapter, name="mean", prefix="two: ", prefixes=["two: ", "a cup "], suffix="", remember=lambda texts, losses: None)
     mean, = tangents(several, [s], [tokens])
@@ -328,6 +331,35 @@ def test_a_rankers_own_errors_are_raised(made):
     with pytest.raises(ValueError, match="my own"): get_ranker(Fails()).rank(objective, s)
     with pytest.raises(KeyError, match="mine"): get_ranker(Own()).rank(objective, s)
     assert get_ranker(Own()).tries(objective.terms, [s]) == 3
+
+
+# --- devices --------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.skipif(Device is None, reason="tests/pretend.py, the device that is not there, is not in this tree")
+@pytest.mark.parametrize("name", list(RANKERS))
+def test_a_ranker_computes_where_the_model_is(made, name):
+    "On a device without float64, and with nothing mixed: the same numbers as here."
+    lm, target, adapter = made["gpt2"], made["pieces"], made["gpt2-pieces"]
+    def ranked(lm, target, tensors, device):
+        objective = Objective(Term(lm, 0.3), Term(target.text("the dog ran"), 22.0, adapter_of(lm, target, tensors)))
+        states = [replace(s, source=lm, logprobs=s.logprobs.to(device)) for s in here]
+        return get_ranker(name).rank_all(objective, states)
+    here = [state_of(lm, t, 1, seed=k, earlier=((1, 2), [50, 60, 70])) for k, t in enumerate(("a photo of a", "a photo of the"))]
+    wanted = ranked(lm, target, adapter.tensors, "cpu")
+    def there(model, device):
+        new = copy.copy(model)
+        vars(new).pop("embedding_table", None)
+        new.model, new.device = copy.deepcopy(model.model).to(device), device
+        return new
+    swap = torch.__future__.get_overwrite_module_params_on_conversion()
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    try:
+        with Device() as device:
+            found = ranked(there(lm, device), there(target, device), {l: T.to(device) for l, T in adapter.tensors.items()}, device)
+            assert found.device.type == "pretend"
+            found = found.cpu()
+    finally: torch.__future__.set_overwrite_module_params_on_conversion(swap)
+    close(found, wanted, 1e-3)
 
 
 # --- tables --------------------------------------------------------------------------------------------------------------------
