@@ -497,7 +497,7 @@ def test_every_ranker_has_a_name_and_a_seed(made, name):
     assert first.shape == (2, V) and first.dtype == torch.float32 and first.isfinite().all()
     assert torch.equal(first, get_ranker(name).rank_all(fresh(), states(3)))
     if name in ("random", "fuse", "vocabulary", "surrogate", "combined"): assert not torch.equal(first, ranker.rank_all(fresh(), states(4)))
-    if name not in ("surrogate", "combined"): close(first[1], ranker.rank(fresh(), states(3)[1]))  # slots do not learn from each other
+    if name not in ("surrogate", "combined", "as-published"): close(first[1], ranker.rank(fresh(), states(3)[1]))  # slots do not learn from each other; the published code sums over the beam
     bare = Objective(Term(lm), Term(made["pieces"].text("the dog"), adapter=None))
     if name in ("fuse", "as-published"):
         with pytest.raises(ValueError, match="needs an adapter"): ranker.rank(bare, states(3)[0])
@@ -613,21 +613,6 @@ def test_rankers_equal_their_definitions(made, family):
     for name, k, table in (("vocabulary", 1, spelled), ("fuse", 2, lm.embedding_table)):
         said = calibrate(table @ torch.stack([naive[v][k] for v in drawn.tolist()]).mean(0), drawn, known)
         close(get_ranker(name).rank(objective, s), fluency + weight*said, 1e-3)
-
-
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_the_published_order_is_read_at_the_first_word_of_the_text(made, family):
-    "Begin-of-text tokens are no word."
-    lm, target, adapter = made[family], made["pieces"], made[f"{family}-pieces"]
-    term = Term(target.text("the dog ran"), 20.0, adapter, "two: ", " ride")
-    s = state_of(lm, "a photo of")
-    slot = lm.tokenizer("!", add_special_tokens=False)["input_ids"]
-    there, groups = words_of(lm, target, s.left + slot, "two: ", " ride")
-    leaf = target.embed([there]).clone().requires_grad_()
-    grad, = torch.autograd.grad(term.loss.losses(leaf).sum(), leaf)
-    first = min(t for w, t in groups if w and t)[0]
-    said = get_ranker("as-published").rank(Objective(Term(lm, 0.3), term), s)
-    close(said, 20*(lm.embedding_table @ (adapter.tensors[1][..., 0] @ grad[0, first])) - s.logprobs, 1e-3)
 
 
 # --- what the optimizers keep, against evaluations from scratch ----------------------------------------------------------------------------
