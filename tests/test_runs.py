@@ -220,6 +220,16 @@ def test_workers_are_spread_over_gpus():
     assert gpu_of(3, []) is None
 
 
+@pytest.mark.parametrize("rank, cpu, device, gpus, wanted", [(0, False, None, ["0", "1"], "0"), (1, False, None, ["0", "1"], "1"), (3, False, "cuda", ["0", "1"], "1"), (1, False, None, ["4", "GPU-aa"], "GPU-aa"),
+                                                             (1, False, "cuda:1", ["0", "1"], "as it was"), (1, False, "cpu", ["0", "1"], "as it was"), (1, False, None, [], "as it was"), (1, True, None, ["0"], "")])
+def test_a_worker_sees_its_own_gpu(monkeypatch, rank, cpu, device, gpus, wanted):
+    from fuse_nb.workers import choose_gpu
+    monkeypatch.setenv("LOCAL_RANK", str(rank))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "as it was")
+    choose_gpu(cpu, device, gpus)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == wanted
+
+
 def test_no_more_workers_than_pictures(place, monkeypatch):
     from fuse_nb import workers
     seen = []
