@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fuse_nb import FuseAdapter
-from pretend import Device
+from pretend import DEVICE, Machine
 from test_adapter import fit, own_cache, some_words, source, target  # noqa: F401 (a fixture)
 from fuse_nb.tproduct import tprod, ttranspose
 
@@ -54,7 +54,8 @@ def there(model, device):
 @pytest.mark.parametrize("options", [dict(), dict(weighting=0.5), dict(center=True, classes="larger"), dict(classes="target", ridge=0.1)], ids=str)
 def test_a_device_without_float64_fits_and_applies(options):
     here = fit(words=some_words(200), frequencies=np.arange(200) + 1.0, **options)
-    with Device() as device:
+    device = DEVICE
+    with Machine(double=False):
         adapter = fit(there(source(), device), there(target(), device), words=some_words(200), frequencies=np.arange(200) + 1.0, **options)
         assert all(T.device.type == "pretend" for T in (*adapter.tensors.values(), *adapter.pairs.values(), adapter.mean))
         found = {k: T.cpu() for k, T in (adapter.tensors | adapter.pairs).items()}
@@ -69,7 +70,8 @@ def test_a_device_without_float64_fits_and_applies(options):
 
 
 def test_the_pretend_device_refuses_what_a_device_refuses():
-    with Device() as device:
+    device = DEVICE
+    with Machine(double=False):
         x = torch.ones(2, 2).to(device)
         with pytest.raises(TypeError, match="float64"): x.double()
         with pytest.raises(TypeError, match="float64"): torch.ones(2, dtype=torch.float64).to(device)

@@ -6,8 +6,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-try: from pretend import Device  # before autograd is used: its threads are counted once
-except ImportError: Device = None
+from pretend import DEVICE, Machine  # before autograd is used: its threads are counted once
 import torch
 import torch.nn.functional as F
 
@@ -335,7 +334,6 @@ def test_a_rankers_own_errors_are_raised(made):
 
 # --- devices --------------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.skipif(Device is None, reason="tests/pretend.py, the device that is not there, is not in this tree")
 @pytest.mark.parametrize("name", list(RANKERS))
 def test_a_ranker_computes_where_the_model_is(made, name):
     "On a device without float64, and with nothing mixed: the same numbers as here."
@@ -354,7 +352,8 @@ def test_a_ranker_computes_where_the_model_is(made, name):
     swap = torch.__future__.get_overwrite_module_params_on_conversion()
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     try:
-        with Device() as device:
+        device = DEVICE
+        with Machine(double=False):
             found = ranked(there(lm, device), there(target, device), {l: T.to(device) for l, T in adapter.tensors.items()}, device)
             assert found.device.type == "pretend"
             found = found.cpu()
