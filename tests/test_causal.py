@@ -164,13 +164,20 @@ def test_past_is_cut_or_says_that_it_cannot_be():
     lm = load(tiny_model("gpt2"))
     _, past = lm.prefill([[5, 6, 7, 8], [9, 10, 11, 12]])
     assert isinstance(past, Past) and past.first(4) is past and past.first(2).ids.tolist() == [[5, 6], [9, 10]] and past.get_seq_length() == 4
-    for bad in (0, 5, -1):
-        with pytest.raises(ValueError, match="n must be from 1 to 4"): past.first(bad)
+    for bad in (5, -1):
+        with pytest.raises(ValueError, match="n must be from 0 to 4"): past.first(bad)
     for family in ("lfm2", "mamba"):
         _, past = load(tiny_model(family)).prefill([[5, 6, 7, 8]])
         with pytest.raises(ValueError, match="cannot be cut"): past.first(2)
     _, past = load(tiny_model("openai-gpt")).prefill([[5, 6, 7, 8]])
     assert past.cache is None and past.first(2).ids.tolist() == [[5, 6]]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3_text", "bart", "openai-gpt"])
+def test_a_memory_of_nothing_is_read_on_from(family):
+    lm = load(tiny_model(family))
+    nothing = lm.prefill([[5, 6, 7]])[1].first(0)
+    for _ in range(2): close(lm.extend(nothing, [0, 0], [[8, 9], [10, 11]])[0], lm.last_logits([[8, 9], [10, 11]]))
 
 
 def test_things_worked_out_about_a_model_have_a_home():
