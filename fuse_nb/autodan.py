@@ -18,7 +18,7 @@ from .ranking import LM, Ranker, State
 from .combined import get_ranker
 from .result import Result, Search
 from .loop import drive
-from .search import Ledger, evaluate
+from .search import Ledger, _before, _whole_text, evaluate
 
 # %% auto #0
 __all__ = ['STRATEGIES', 'Node', 'greedy', 'beam_search', 'uniform_cost', 'AutoDAN']
@@ -131,18 +131,6 @@ class _Walk:
         self.frontier = [Node(**n) for n in saved.get("frontier", [])]
         self.frontier = self.frontier or [Node(books.left, 0.0, 0)]
         self.older = [Node(**n) for n in saved.get("open", [])]
-
-# %% ../nbs/61_autodan.ipynb #93364bc0
-def _whole_text(loss: object) -> bool:
-    "Whether this is fluency over prefix and found tokens."
-    return isinstance(loss, Fluency) and getattr(loss, "scope", "found") == "text"
-
-
-def _before(source, left: list[int], terms) -> tuple[float, int]:
-    "Summed negative log-likelihood of the prefix's tokens after the first, and their number."
-    if not any(_whole_text(t.loss) for t in terms):
-        return 0.0, 0
-    return source.nll([left], prefix_len=1).item(), len(left) - 1
 
 # %% ../nbs/61_autodan.ipynb #69e89813
 @patch

@@ -15,6 +15,7 @@ from fastcore.basics import patch
 from torch import Tensor
 from .checks import check_seed, check_text, shown
 from .tokens import allowed_tokens, decoded, given_tokens, inside, survivors
+from .losses import Fluency
 from .objective import Objective, Term, Values, gradient, in_halves
 from .result import Result, Search
 
@@ -230,6 +231,18 @@ def evaluate(
     parts = in_halves(read, range(len(rows)))
     terms = {k: torch.cat([p.terms[k] for p in parts]) for k in parts[0].terms}
     return Values(torch.cat([p.total for p in parts]), terms)
+
+# %% ../nbs/60_search.ipynb #93364bc0
+def _whole_text(loss: object) -> bool:
+    "Whether this is fluency over prefix and found tokens."
+    return isinstance(loss, Fluency) and getattr(loss, "scope", "found") == "text"
+
+
+def _before(source, left: list[int], terms) -> tuple[float, int]:
+    "Summed negative log-likelihood of the prefix's tokens after the first, and their number."
+    if not any(_whole_text(t.loss) for t in terms):
+        return 0.0, 0
+    return source.nll([left], prefix_len=1).item(), len(left) - 1
 
 # %% ../nbs/60_search.ipynb #1ab21345
 def _random_ids(allowed: Tensor, n: int, draw: torch.Generator) -> list[int]:

@@ -170,11 +170,6 @@ class PEZ(Search):
     def walk(self, *begun) -> Callable:
         return _Slide(self, *begun).step
 
-# %% ../nbs/62_swaps.ipynb #f788dd7e
-def _nearest(x: Tensor, unit: Tensor) -> Tensor:  # (n, d) and (m, d) unit rows -> (n,)
-    "The row that points most like each vector."
-    return (F.normalize(x, dim=-1) @ unit.T).argmax(-1)
-
 # %% ../nbs/62_swaps.ipynb #fd6e1f04
 class _Slide:
     "One search of PEZ."
@@ -206,6 +201,11 @@ def tell(self: _Slide, row: list[int]) -> None:
         fluent = [t for t in terms if isinstance(t.loss, Fluency)]  # `gradient` says why itself
         _warn_unseen([t for t in terms if t not in smooth and t not in fluent and t.weight])
         self.told = True
+
+
+def _nearest(x: Tensor, unit: Tensor) -> Tensor:  # (n, d) and (m, d) unit rows -> (n,)
+    "The row that points most like each vector."
+    return (F.normalize(x, dim=-1) @ unit.T).argmax(-1)
 
 # %% ../nbs/62_swaps.ipynb #b398ffa6
 @dataclass
