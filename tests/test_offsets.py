@@ -358,6 +358,12 @@ def test_a_word_whose_space_belongs_to_the_word_before():
     assert word_ids(Greedy(), ["dogs"], leading_space=False) == [[2, 3]]
 
 
+def test_a_word_made_by_hand():
+    w = Word("a", [1], 0, 1)
+    assert (w.first, w.last, w.special) == (0, 0, False) and w == Word(text="a", ids=[1], start=0, stop=1)
+    with pytest.raises(AttributeError): w.start = 2
+
+
 def test_the_wordindex_is_a_sequence():
     index = word_index(load("minilm"), ["red dogs", "ran", ""])
     assert index[-1][0].tolist() == [] and index[-2][0].tolist() == index[1][0].tolist() and len(index) == 3
