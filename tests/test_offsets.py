@@ -227,6 +227,18 @@ def test_a_template_that_interrupts_the_text():
     assert merge(words) == [7, 1, 7, 2, 3, 7, 7]
 
 
+def test_no_word_reaches_over_a_special_token():
+    "Numbers may be shared across it, words are not: neither by a token that spans two words behind it, nor by an empty one before it."
+    from types import SimpleNamespace as S
+    class Template(Scripted):
+        def __call__(self, texts, **kwargs):
+            n = len(self.spans)
+            return S(encodings=[S(ids=[*range(n)], special_tokens_mask=[s is None for s in self.spans], offsets=[s or (0, 0) for s in self.spans]) for _ in texts])
+    for text, spans, wanted in [("ab c", [(0, 1), None, (1, 4)], [(0, 1), (-1, -1), (0, 2)]), ("x y", [(0, 1), (1, 1), None, (1, 3)], [(0, 1), (0, 1), (-1, -1), (1, 2)])]:
+        index = word_index(Template(spans), [text])
+        assert list(zip(index.first.tolist(), index.last.tolist())) == wanted
+
+
 def test_added_tokens_of_a_slow_tokenizer():
     byt5 = load("byt5")
     for text, options, special in [
