@@ -227,6 +227,18 @@ def test_a_template_that_interrupts_the_text():
     assert merge(words) == [7, 1, 7, 2, 3, 7, 7]
 
 
+def test_no_word_reaches_over_a_special_token():
+    "Numbers may be shared across it, words are not: neither by a token that spans two words behind it, nor by an empty one before it."
+    from types import SimpleNamespace as S
+    class Template(Scripted):
+        def __call__(self, texts, **kwargs):
+            n = len(self.spans)
+            return S(encodings=[S(ids=[*range(n)], special_tokens_mask=[s is None for s in self.spans], offsets=[s or (0, 0) for s in self.spans]) for _ in texts])
+    for text, spans, wanted in [("ab c", [(0, 1), None, (1, 4)], [(0, 1), (-1, -1), (0, 2)]), ("x y", [(0, 1), (1, 1), None, (1, 3)], [(0, 1), (0, 1), (-1, -1), (1, 2)])]:
+        index = word_index(Template(spans), [text])
+        assert list(zip(index.first.tolist(), index.last.tolist())) == wanted
+
+
 def test_added_tokens_of_a_slow_tokenizer():
     byt5 = load("byt5")
     for text, options, special in [
@@ -356,6 +368,12 @@ def test_a_word_whose_space_belongs_to_the_word_before():
             return Out(input_ids=batch[0][0] if isinstance(text, str) else [i for i, _ in batch])
     assert word_ids(Greedy(), ["dogs", "dog"]) == [[2, 3], [2]]
     assert word_ids(Greedy(), ["dogs"], leading_space=False) == [[2, 3]]
+
+
+def test_a_word_made_by_hand():
+    w = Word("a", [1], 0, 1)
+    assert (w.first, w.last, w.special) == (0, 0, False) and w == Word(text="a", ids=[1], start=0, stop=1)
+    with pytest.raises(AttributeError): w.start = 2
 
 
 def test_the_wordindex_is_a_sequence():
