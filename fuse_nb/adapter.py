@@ -8,7 +8,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 from .checks import check_tensor
-from .tproduct import dft_rows, dft_weights, real_dft, real_spectrum
+from .spectrum import dft_rows, dft_weights, real_dft, real_spectrum
 
 # %% auto #0
 __all__ = ['CLASSES', 'rows_of', 'tubes', 'FuseAdapter', 'real_blocks', 'times_blocks', 'cuts']

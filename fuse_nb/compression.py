@@ -7,10 +7,11 @@ from fastcore.basics import patch
 from torch import Tensor
 from .adapter import FuseAdapter, tubes
 from .checks import shown
-from .gram import GramAccumulator, _matrices, _mean_diagonal
+from .gram import GramAccumulator, matrices_of, mean_diagonal
 from .ridge import home
 from .spelling import Spellings
-from .tproduct import frequencies, from_frequencies, tprod
+from .spectrum import frequencies, from_frequencies
+from .tproduct import tprod
 
 # %% auto #0
 __all__ = []
@@ -93,8 +94,8 @@ def _roots(self: FuseAdapter, key: int | tuple[int, int], words: Spellings) -> l
             for ids in S.split(4096):
                 X = tubes(table, ids, l)
                 acc.update(X, X[:, :1])
-    G, _, count = _matrices(acc, False)
-    lam = 1e-3 * _mean_diagonal(G, count) + 1e-30
+    G, _, count = matrices_of(acc, False)
+    lam = 1e-3 * mean_diagonal(G, count) + 1e-30
     eyes = (torch.eye(len(g), dtype=g.dtype, device=g.device) for g in G)
     return [torch.linalg.cholesky(g + lam * eye) for g, eye in zip(G, eyes)]
 

@@ -10,8 +10,8 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 from .adapter import rows_of, tubes
-from .gram import ConditionWarning, GramAccumulator, _matrices, _mean_diagonal
-from .tproduct import frequencies, from_frequencies
+from .gram import ConditionWarning, GramAccumulator, matrices_of, mean_diagonal
+from .spectrum import frequencies, from_frequencies
 
 # %% auto #0
 __all__ = ['RIDGES', 'ridge_path', 'shrink', 'home', 'Plan']
@@ -25,8 +25,8 @@ def ridge_path(
     center: bool = False,  # about the means of each side
 ) -> np.ndarray:  # (len(ridges),)
     "The held-out R2 of every ridge, from the sums alone."
-    (G, C, count), (H, D, _) = _matrices(train, center), _matrices(held, center)
-    scale = _mean_diagonal(G, count)
+    (G, C, count), (H, D, _) = matrices_of(train, center), matrices_of(held, center)
+    scale = mean_diagonal(G, count)
     ridges = torch.as_tensor(list(ridges), dtype=train.dtype, device=train.device)
     total = held.sums["yy"] - held.weight * held.means()[1].square().sum()
     error = (total if center else held.sums["yy"]) + 0 * ridges
@@ -72,8 +72,8 @@ def shrink(
     "`acc.solve`, but shrunk to `prior`: minimizes |X*T - Y|^2 + lambda |T - prior|^2."
     if prior is None or ridge == 0:
         return acc.solve(ridge, center=center)
-    G, C, count = _matrices(acc, center)
-    lam = ridge * _mean_diagonal(G, count)
+    G, C, count = matrices_of(acc, center)
+    lam = ridge * mean_diagonal(G, count)
     T = []
     for g, c, p in zip(G, C, frequencies(prior.to(acc.sums["gram"]))):
         eye = torch.eye(len(g), dtype=g.dtype, device=g.device)

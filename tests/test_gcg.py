@@ -8,13 +8,8 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 import fuse_nb.search as search_room
 from fuse_nb.causal import CausalLM
-<<<<<<< HEAD
 from fuse_nb.losses import TargetText
 from fuse_nb.prefixes import batches as _batches, spine as _spine
-=======
-from fuse_nb.families import Family
-from fuse_nb.losses import TargetText, _batches, _spine
->>>>>>> area/store
 from fuse_nb.objective import Objective, Term, gradient
 from fuse_nb.search import Result
 from fuse_nb.swaps import GCG
@@ -86,15 +81,9 @@ def test_only_positions_from_the_swap_on_are_read(folders):  # noqa: F811
     lm = CausalLM.from_pretrained(folders["llama"], device="cpu")
     loss, now, left, right = TargetText(lm, TEXT), [7, 9, 30, 40, 50, 61, 70, 71], list(range(80, 100)), [20, 21]
     rows = [left + now[:p] + [100 + i] + now[p + 1:] + right for p in range(8) for i in range(16)]
-<<<<<<< HEAD
     seen = []
     def counted(_, a, k): seen.append((k["input_ids"].numel(), len(k["logits_to_keep"])))
     lm.model.register_forward_pre_hook(counted, with_kwargs=True)
-=======
-    seen, call = [], Family.call
-    def counted(self, *a, last=0, **k): seen.append((k["input_ids"].numel(), last)); return call(self, *a, last=last, **k)
-    monkeypatch.setattr(Family, "call", counted)
->>>>>>> area/store
     loss.exact_ids(rows)
     tail, T = len(right) + len(loss.ids) - 1, len(loss.ids)
     assert seen[0] == (len(left) + 7, 1)  # what most share, once: all but the last position's swaps
