@@ -177,7 +177,7 @@ def check_ids(
     known = set(tokenizer.get_vocab().values())    # a vocabulary may have gaps
     for i in items:
         if i not in known:
-            raise ValueError(f"{name} holds {shown(i)}, which is not in the tokenizer's vocabulary"
+            raise ValueError(f"{name} holds the id {shown(i)}, which is not in the tokenizer's vocabulary"
                              f" of {len(tokenizer)}")
     return items
 
