@@ -44,7 +44,7 @@ def same(here, there): return here.text == there.text and there.loss == pytest.a
 def test_every_family_gives_the_text_of_the_cpu(made, family, name):
     lm, target = made[family], made["pieces"]
     tensors = made["gpt2-pieces"].tensors
-    if name == "pez" and family in ("llama", "qwen2"):                      # its vectors have no probability there
+    if name == "pez" and family == "llama":                     # its vectors have no probability there
         with Machine(double=False), pytest.raises(ValueError, match="a vector has no log-probability there"):
             search(name).minimize(bridged(there(lm), there(target), {l: T.to(DEVICE) for l, T in tensors.items()}), prefix=PREFIX, seed=1)
         return
