@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 import numpy as np
 import torch
+from machine import ADAPTER, made
 from fuse_nb import FuseAdapter, fitting, ridge
 from fuse_nb.spelling import FORMS, spell
 from fuse_nb.causal import CausalLM
