@@ -182,7 +182,7 @@ def from_pretrained(
 ) -> Captioner:
     "Load two models and their adapter. Raises `ValueError` or `TypeError` for what is unknown."
     settings, more = checked_settings(method, weights, **options)
-    check_wording(prefix, sentiment, lm=lm, image_model=image_model)  # all before anything is loaded
+    check_wording(prefix, sentiment, lm=lm, image_model=image_model)  # before anything is loaded
     source = CausalLM.from_pretrained(lm, device=device)
     target = ImageTextModel.from_pretrained(image_model, device=device)
     fitted = adapter and FuseAdapter.from_pretrained(adapter, source, target, source.device)
