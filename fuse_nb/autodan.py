@@ -39,6 +39,7 @@ class Node:
     guess: float = 0.0           # what the ranker predicts; -inf: it has evaluated it
 
     def saved(self) -> dict:
+        "What a continued search needs."
         return {k: getattr(self, k) for k in ("ids", "nll", "count", "total", "tried")}
 
 # %% ../nbs/61_autodan.ipynb #4ea9d227
@@ -60,7 +61,7 @@ def uniform_cost(new: list[Node], older: list[Node], beam: int) -> list[Node]:
     "The best few of all texts that were never expanded, old or new."
     return _best(new + older, beam)
 
-# %% ../nbs/61_autodan.ipynb #67447d97
+
 STRATEGIES = {"greedy": greedy, "beam": beam_search, "uniform-cost": uniform_cost}
 
 # %% ../nbs/61_autodan.ipynb #4d3eea6f
@@ -115,7 +116,7 @@ def minimize(
     books = Ledger(self, objective, prefix, suffix, seed, resume, chat)
     return drive(books, _Walk(self, books, resume).step)
 
-# %% ../nbs/61_autodan.ipynb #3533ddb5
+# %% ../nbs/61_autodan.ipynb #ff9426a8
 @patch
 def own_ranker(self: AutoDAN) -> Ranker:
     "The ranker, made once of its name."
@@ -177,8 +178,7 @@ def step(self: _Walk, k: int) -> dict | None:
 @patch
 def left_open(self: _Walk, new: list[Node]) -> dict:
     "Keep the texts that were not chosen, for strategies that go back to them."
-    chosen = set(map(id, self.frontier))
-    rest = [n for n in self.older + new if id(n) not in chosen]
+    rest = [n for n in self.older + new if not any(n is f for f in self.frontier)]
     self.older = _best(rest, 64 * self.search.beam)
     if self.choose in (greedy, beam_search):
         return {}
@@ -226,10 +226,9 @@ def shortlists(self: _Walk, states: list[State]) -> list[tuple[Tensor, Tensor]]:
 @patch
 def within_budget(self: _Walk, states: list[State]) -> tuple[Ranker, list[State], int]:
     "The ranker, the texts it may rank, and how many tokens of each it evaluates."
-    room = self.books.room()
     for n in range(len(states), 0, -1):
         tries = self.ranker.tries(self.terms, states[:n])
-        if tries * n <= room:
+        if tries * n <= self.books.room():
             return self.ranker, states[:n], tries
     return LM(), states[:1], 0
 

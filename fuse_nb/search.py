@@ -207,7 +207,9 @@ def evaluate(
     def read(at: range) -> Values:
         part = slice(at.start, at.stop)
         more = {"known": {k: v[part] for k, v in known.items()}} if known else {}
-        return objective(rows[part], start, end=end, **more)
+        if end:
+            more["end"] = end
+        return objective(rows[part], start, **more)
 
     parts = in_halves(read, range(len(rows)))
     terms = {k: torch.cat([p.terms[k] for p in parts]) for k in parts[0].terms}

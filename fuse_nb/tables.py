@@ -37,7 +37,7 @@ def _spellings(source: CausalLM, target) -> dict[str, Tensor]:
 # %% ../nbs/43_tables.ipynb #0e6329ec
 def spelling_table(
     source: CausalLM,  # whose tokens
-    target,            # whose embeddings
+    target: object,    # whose embeddings
 ) -> Tensor:           # (V, d_target) float32 on the target's device
     "The mean of the target's embeddings of each source token's spelling; zero where it has none."
     kept = cached(
@@ -132,7 +132,7 @@ def _checked(kept: dict[str, Tensor], read, texts: list[str]) -> dict[str, Tenso
 # %% ../nbs/43_tables.ipynb #b9af2d65
 def word_table(
     source: CausalLM,             # whose tokens
-    target,                       # whose outputs
+    target: object,               # whose outputs
     frame: str = "An image of a", # text before each token that begins a word
     batch_size: int = 256,        # texts at a time
     limit: float | None = None,   # seconds that making it may take; None: any
@@ -163,7 +163,7 @@ def word_table(
         return None
     return kept["words"].float()[kept["row"]].to(target.device)
 
-# %% ../nbs/43_tables.ipynb #6186b914
+# %% ../nbs/43_tables.ipynb #00acf356
 FEW_TEXTS, SMALL_MODEL = 60_000, 50_000_000  # tokens of the source, parameters of the target
 
 
@@ -197,11 +197,11 @@ class Tables:
             self._kept[key] = make(), models  # the models stay, so no other object has their ids
         return self._kept[key][0]
 
-    def spelling(self, source: CausalLM, target) -> Tensor:  # (V, d_target)
+    def spelling(self, source: CausalLM, target: object) -> Tensor:  # (V, d_target)
         "`spelling_table`, once."
         return self.once("spelling", (source, target), lambda: spelling_table(source, target))
 
-    def words(self, source: CausalLM, target) -> Tensor | None:  # (V, d_out)
+    def words(self, source: CausalLM, target: object) -> Tensor | None:  # (V, d_out)
         "`word_table`, once; None where a large one would take too long."
         limit = None if self.limit and always_made(source, target) else self.limit
         make = lambda: word_table(source, target, self.frame, limit=limit)
@@ -214,7 +214,7 @@ class Tables:
 
 # %% ../nbs/43_tables.ipynb #fed118ec
 def words_alone(
-    term,              # a `Term` with a model
+    term: object,      # a `Term` with a model
     source: CausalLM,  # whose tokens
     tables: Tables,    # where the word table is
 ) -> Tensor | None:    # (V,) in the term's unit
