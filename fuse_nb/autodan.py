@@ -14,7 +14,8 @@ from .checks import check_choice
 from .tokens import _end_token, allowed_tokens
 from .losses import Fluency
 from .objective import Objective
-from .ranking import LM, Ranker, State
+from .slots import State
+from .ranking import LM, Ranker
 from .combined import get_ranker
 from .result import Result, Search
 from .loop import drive
@@ -38,6 +39,7 @@ class Node:
     guess: float = 0.0           # what the ranker predicts; -inf: it has evaluated it
 
     def saved(self) -> dict:
+        "What a continued search needs."
         return {k: getattr(self, k) for k in ("ids", "nll", "count", "total", "tried")}
 
 # %% ../nbs/61_autodan.ipynb #4ea9d227
@@ -59,7 +61,7 @@ def uniform_cost(new: list[Node], older: list[Node], beam: int) -> list[Node]:
     "The best few of all texts that were never expanded, old or new."
     return _best(new + older, beam)
 
-# %% ../nbs/61_autodan.ipynb #67447d97
+
 STRATEGIES = {"greedy": greedy, "beam": beam_search, "uniform-cost": uniform_cost}
 
 # %% ../nbs/61_autodan.ipynb #4d3eea6f
@@ -90,6 +92,7 @@ class AutoDAN(Search):
     ranker: str | Ranker = "combined"  # a name of `RANKERS`, or rank(objective, state)
     strategy: str | Callable = "beam"  # greedy, beam, uniform-cost, or a function as those are
     end: str | None = None  # a token that ends a text, such as "."; then only those are results
+    _made: tuple | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self):
         super().__post_init__()
@@ -113,6 +116,20 @@ def minimize(
     books = Ledger(self, objective, prefix, suffix, seed, resume, chat)
     return drive(books, _Walk(self, books, resume).step)
 
+# %% ../nbs/61_autodan.ipynb #ff9426a8
+@patch
+def own_ranker(self: AutoDAN) -> Ranker:
+    "The ranker, made once of its name."
+    if self._made is None or self._made[0] is not self.ranker:
+        self._made = self.ranker, get_ranker(self.ranker)
+    return self._made[1]
+
+
+@patch
+def __getstate__(self: AutoDAN) -> dict:
+    "What is copied and sent to other processes: the settings, without what was made of them."
+    return dict(vars(self), _made=None)
+
 # %% ../nbs/61_autodan.ipynb #26edbcde
 class _Walk:
     "One search from left to right."
@@ -120,7 +137,7 @@ class _Walk:
     def __init__(self, search: AutoDAN, books: Ledger, resume: Result | None):
         self.search, self.books, self.source = search, books, books.source
         self.terms = books.objective.terms
-        self.ranker = get_ranker(search.ranker)
+        self.ranker = search.own_ranker()
         named = isinstance(search.strategy, str)
         self.choose = STRATEGIES[search.strategy] if named else search.strategy
         self.reader = _Reader(self.source)
@@ -161,8 +178,7 @@ def step(self: _Walk, k: int) -> dict | None:
 @patch
 def left_open(self: _Walk, new: list[Node]) -> dict:
     "Keep the texts that were not chosen, for strategies that go back to them."
-    chosen = set(map(id, self.frontier))
-    rest = [n for n in self.older + new if id(n) not in chosen]
+    rest = [n for n in self.older + new if not any(n is f for f in self.frontier)]
     self.older = _best(rest, 64 * self.search.beam)
     if self.choose in (greedy, beam_search):
         return {}
@@ -187,20 +203,16 @@ def state(self: _Walk, node: Node, logprobs: Tensor, k: int, row: int) -> State:
     nll, count = self.before
     seed = hash((self.books.seed, k, row))  # of whole numbers: the same in every process
     earlier = (tuple(node.ids[:-1]), node.tried) if node.tried else None
-    more = dict(start=len(self.books.left)) if count else {}
     sums = (node.nll + nll, node.count + count)
     given = (self.source, node.ids, logprobs, self.allowed, self.books.right)
-    return State(*given, *sums, seed=seed, earlier=earlier, **more)
+    return State(*given, *sums, seed=seed, earlier=earlier, start=self.books.start)
 
 # %% ../nbs/61_autodan.ipynb #cb2ece23
 @patch
 def shortlists(self: _Walk, states: list[State]) -> list[tuple[Tensor, Tensor]]:
     "For each text the tokens to evaluate, and the predicted objective of every token."
     ranker, states, n = self.within_budget(states)
-    if getattr(type(ranker), "rank", None) is Ranker.rank:
-        predicted = ranker.rank_all(self.books.objective, states)
-    else:  # a ranker with a rank of its own, text by text
-        predicted = torch.stack([ranker.rank(self.books.objective, s) for s in states])
+    predicted = ranker.rank_all(self.books.objective, states)
     predicted = predicted.masked_fill(~self.allowed, float("inf"))
     width = min(self.search.candidates, int(self.allowed.sum()))
     best = predicted.topk(width, largest=False).indices
@@ -212,16 +224,12 @@ def shortlists(self: _Walk, states: list[State]) -> list[tuple[Tensor, Tensor]]:
 
 # %% ../nbs/61_autodan.ipynb #9401426c
 @patch
-def within_budget(self: _Walk, states: list[State]) -> tuple[object, list[State], int]:
+def within_budget(self: _Walk, states: list[State]) -> tuple[Ranker, list[State], int]:
     "The ranker, the texts it may rank, and how many tokens of each it evaluates."
-
-    def tries(some):
-        return self.ranker.tries(self.terms, some) if hasattr(self.ranker, "tries") else 0
-
-    room = self.books.room()
     for n in range(len(states), 0, -1):
-        if tries(states[:n]) * n <= room:
-            return self.ranker, states[:n], tries(states[:n])
+        tries = self.ranker.tries(self.terms, states[:n])
+        if tries * n <= self.books.room():
+            return self.ranker, states[:n], tries
     return LM(), states[:1], 0
 
 # %% ../nbs/61_autodan.ipynb #3eae4452
@@ -247,7 +255,8 @@ def evaluated(self: _Walk, nodes: list[Node]) -> list[Node]:
     if not nodes:
         return []
     rows = [n.ids + self.books.right for n in nodes]
-    values = evaluate(self.books.read, rows, self.books.start, self.known(nodes))
+    where = self.books.start, self.known(nodes), self.books.end
+    values = evaluate(self.books.objective, rows, *where)
     self.books.evaluations += len(rows)
     tried = {}
     for n in nodes:
@@ -263,7 +272,9 @@ def evaluated(self: _Walk, nodes: list[Node]) -> list[Node]:
 @patch
 def known(self: _Walk, nodes: list[Node]) -> dict[str, Tensor]:
     "The terms that follow from the sums."
-    fluent = [] if self.books.right else [t for t in self.terms if isinstance(t.loss, Fluency)]
+    fluent = [t for t in self.terms if isinstance(t.loss, Fluency) and t.reads == "whole"]
+    if self.books.right:
+        return {}
     return {t.name: torch.tensor([self.mean_nll(n, t.loss) for n in nodes]) for t in fluent}
 
 # %% ../nbs/61_autodan.ipynb #b98487c7

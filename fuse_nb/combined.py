@@ -124,7 +124,7 @@ class Combined(Ranker):
         noise: float = 0.2,        # prior variance of what nothing explains
         share: float = 0.7,        # how much the slots have in common
         memory: Sequence[float] = (0.0, 0.5, 1.0),  # how much of that with the step before
-        limit: float | None = 60.0,  # seconds that making a word table may take; None: any
+        limit: float | None = 60.0,  # seconds for a large word table; None: any, 0: make none
     ):
         self.n = check_count("n", n, 2)
         self.gradients = check_count("gradients", gradients, 0)

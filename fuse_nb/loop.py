@@ -7,15 +7,40 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Protocol
 from .checks import one_line
 from .result import Result, Search
 
 # %% auto #0
-__all__ = ['carrying', 'drive']
+__all__ = ['Books', 'carrying', 'drive']
+
+# %% ../nbs/59_loop.ipynb #076890ba
+class Books(Protocol):
+    "What the loop asks of the books of a search."
+
+    search: Search  # the settings
+    best: tuple | None  # loss, tokens, text, terms
+    trace: list[dict]  # a row a step
+    stopped: str  # why the search ended
+
+    def record(self, step: int, frontier: list, **more: object) -> None:
+        "Write a row of the trace."
+
+    def room(self) -> int:
+        "How many more texts may be evaluated."
+
+    def done(self) -> bool:
+        "Whether a limit is reached."
+
+    def stop(self, why: str) -> None:
+        "What a step returns that cannot go on."
+
+    def result(self) -> Result:
+        "The best so far."
 
 # %% ../nbs/59_loop.ipynb #6a7aef2d
 @contextmanager
-def carrying(books) -> Iterator[None]:
+def carrying(books: Books) -> Iterator[None]:
     "Whatever is raised inside carries the best result so far as `.result`."
     try:
         yield
@@ -26,7 +51,7 @@ def carrying(books) -> Iterator[None]:
         raise
 
 # %% ../nbs/59_loop.ipynb #e1c55ea6
-def _failed(books, error: Exception, first: int, place: str) -> None:
+def _failed(books: Books, error: Exception, first: int, place: str) -> None:
     "End the search for an error, or raise it where there is nothing to keep or the input is bad."
     early = place == "step" and len(books.trace) == first
     if books.best is None or early and isinstance(error, (TypeError, ValueError)):
@@ -41,7 +66,7 @@ def _failed(books, error: Exception, first: int, place: str) -> None:
 
 # %% ../nbs/59_loop.ipynb #6a2f76b8
 def drive(
-    books,
+    books: Books,  # of the search
     step: Callable[[int], dict | None],  # one step; what continues the search, or books.stop(why)
     begin: Callable[[], None] | None = None,  # what is evaluated before the first step
 ) -> Result:

@@ -9,8 +9,12 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 from fastcore.basics import patch
 from .checks import check_count, check_number, shown
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # %% auto #0
 __all__ = ['Result', 'Search']
@@ -70,9 +74,9 @@ _LABELS = {"evaluations": "texts evaluated exactly", "seconds": "time (s)", "ste
 @patch
 def plot(
     self: Result,
-    ax=None,                 # axes to draw on; None: new ones
+    ax: Axes | None = None,  # axes to draw on; None: new ones
     x: str = "evaluations",  # or "seconds" or "step"
-):
+) -> Axes:
     "The descent: best objective so far. Returns the axes."
     from fuse_nb.figures import claim, new_figure
 
@@ -121,5 +125,6 @@ def settings(self: Search, **more) -> dict:
     "Everything that decides the result, for reports."
     plain = (int, float, str, bool, type(None))
     own = {k: v for k, v in vars(self).items() if isinstance(v, plain)}
-    own = {k: v for k, v in own.items() if k not in ("callback", "progress")}
+    aside = ("callback", "progress")
+    own = {k: v for k, v in own.items() if k not in aside and k[0] != "_"}
     return dict(optimizer=type(self).__name__, **own, **more)

@@ -4,23 +4,20 @@
 
 # %% ../nbs/60_search.ipynb #525ec8b0
 from __future__ import annotations
-import inspect
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from functools import partial
 import torch
 from fastcore.basics import patch
 from torch import Tensor
 from .checks import check_seed, check_text, shown
 from .tokens import allowed_tokens, decoded, given_tokens, inside, survivors
 from .losses import Fluency
-from .objective import Objective, Term, Values, gradient, in_halves
+from .objective import Objective, Values, in_halves
 from .result import Result, Search
 
 # %% auto #0
-__all__ = ['Ledger', 'evaluate', 'begin', 'offer_start', 'try_texts', 'slope_of', 'smooth_terms']
+__all__ = ['Ledger', 'evaluate', 'begin', 'offer_start', 'try_texts', 'steered']
 
 # %% ../nbs/60_search.ipynb #34004c0b
 class Ledger:
@@ -42,8 +39,7 @@ class Ledger:
         self.seed = check_seed("seed", seed)
         self.left, self.right = given_tokens(self.source, prefix, suffix, chat)
         self.start, self.end = len(self.left), len(self.right)
-        self.read = _with_end(objective, self.end)
-        self.of = dict(prefix=prefix or "", suffix=suffix or "", objective=_identity(objective))
+        self.of = dict(prefix=prefix or "", suffix=suffix or "", objective=objective.identity())
         if chat is not None:
             self.of["chat"] = chat
         self.best = None     # (loss, ids, text, terms)
@@ -52,20 +48,6 @@ class Ledger:
         self.stopped, self.began = "steps", time.perf_counter()
         if resume is not None:
             self.go_on(resume)
-
-# %% ../nbs/60_search.ipynb #17b61434
-def _with_end(objective: Callable, end: int) -> Callable:
-    "The objective told how many tokens at the end are given, if it wants to know."
-    takes = inspect.signature(objective.__call__).parameters
-    return partial(objective, end=end) if end and "end" in takes else objective
-
-# %% ../nbs/60_search.ipynb #59cb2bf9
-def _identity(objective: Objective) -> list[str]:
-    "What an objective compares with, term by term."
-    if hasattr(objective, "identity"):
-        return list(objective.identity())
-    terms = [(t, getattr(t.model, "name", "no model")) for t in objective.terms]
-    return [f"{t.weight:g} x {t.name} ({model})" for t, model in terms]
 
 # %% ../nbs/60_search.ipynb #931328a9
 @patch
@@ -118,7 +100,8 @@ def values(self: Ledger, rows: Sequence[Sequence[int]]) -> Values:
     "The objective of these rows; each is evaluated, and counted, once in a search."
     new = list(dict.fromkeys(r for r in map(tuple, rows) if r not in self.known))
     if new:
-        found = evaluate(self.read, [list(r) for r in new], self.start)
+        new_rows = [list(r) for r in new]
+        found = evaluate(self.objective, new_rows, self.start, end=self.end)
         self.known.update((r, found[i]) for i, r in enumerate(new))
         self.evaluations += len(new)
     each = [self.known[tuple(r)] for r in rows]
@@ -235,7 +218,7 @@ def evaluate(
 # %% ../nbs/60_search.ipynb #93364bc0
 def _whole_text(loss: object) -> bool:
     "Whether this is fluency over prefix and found tokens."
-    return isinstance(loss, Fluency) and getattr(loss, "scope", "found") == "text"
+    return isinstance(loss, Fluency) and loss.scope == "text"
 
 
 def _before(source, left: list[int], terms) -> tuple[float, int]:
@@ -317,26 +300,15 @@ def try_texts(books: Ledger, found: list[list[int]]) -> tuple[list[list[int]], V
     books.offer(values, rows)
     return [found[i] for i in keep], values
 
-# %% ../nbs/60_search.ipynb #ccede110
-def slope_of(books: Ledger, objective: Objective, row: list[int]) -> Tensor:  # (n, d)
-    "The objective's gradient at a text's embeddings."
-    takes = inspect.signature(gradient).parameters
-    more = {"end": books.end} if books.end and "end" in takes else {}
-    return gradient(objective, [row], books.start, **more)[1][0]
-
-# %% ../nbs/60_search.ipynb #573739c3
-def smooth_terms(books: Ledger, row: list[int]) -> list[Term]:
-    "The terms that `gradient` reaches."
-    found = []
-    for t in books.objective.terms:
-        with suppress(ValueError):  # "no term of the objective has a gradient"
-            slope_of(books, Objective(t, source=books.source), row)
-            found.append(t)
-    return found
-
-# %% ../nbs/60_search.ipynb #2c2226cb
-def _warn_unseen(unseen: list[Term]) -> None:
-    "Name the terms without a gradient."
-    if unseen:
-        names = ", ".join(repr(t.name) for t in unseen)
-        warnings.warn(f"no gradient of {names}: only exact values see it", stacklevel=4)
+# %% ../nbs/60_search.ipynb #c6668d46
+def steered(objective: Objective) -> Objective:
+    "The terms that have a gradient, or all where none has; a warning names the others."
+    ways = objective.gradients()
+    seen = [t for t in objective.terms if not ways[t.name].startswith("none")]
+    unseen = [t for t in objective.terms if t not in seen and t.weight]
+    if not seen:
+        return objective  # its gradient raises, and says why
+    told = [f"{t.name!r} adds nothing to the gradient: {ways[t.name]}" for t in unseen]
+    if told:  # at the line that calls `minimize`
+        warnings.warn(f"only exact values see some terms; {'; '.join(told)}", stacklevel=5)
+    return Objective(*seen, source=objective.source)

@@ -11,52 +11,14 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
 from .checks import check_count, check_number
-from .losses import Fluency, TargetText
-from .objective import Objective, Term, Values
+from .losses import TargetText
+from .objective import Objective, Term, Values, gradient, token_gradient
 from .result import Result, Search
 from .loop import drive
-from .search import Ledger, begin, offer_start, slope_of, smooth_terms, try_texts
-from .search import _random_ids, _warn_unseen
+from .search import Ledger, begin, offer_start, steered, try_texts, _random_ids
 
 # %% auto #0
-__all__ = ['REDRAWS', 'fluency_slopes', 'GCG', 'is_greedy', 'PEZ', 'RandomSearch']
-
-# %% ../nbs/62_swaps.ipynb #d0cef387
-def fluency_slopes(
-    loss: Fluency,   # about the source model, tied or not
-    row: list[int],  # n tokens
-    start: int,      # so many are given
-) -> Tensor:         # (n, V) derivative of the mean negative log-likelihood at one-hot tokens
-    "What fluency says of each token in each place, to first order."
-    lm, ids = loss.lm, torch.tensor(row)
-    first = 1 if getattr(loss, "scope", "found") == "text" else max(start, 1)
-    x = lm.embed([row]).detach().clone().requires_grad_()
-    logp = lm.logits(x)[0, first - 1 : -1].float().log_softmax(-1)
-    labels = ids[first:, None].to(logp.device)
-    (grad,) = torch.autograd.grad(-logp.gather(1, labels).mean(), x)
-    read = (grad[0] @ lm.embedding_table.detach().T).float()
-    read[first:] -= logp.detach()[:, : read.shape[1]] / len(logp)
-    return read
-
-# %% ../nbs/62_swaps.ipynb #a088f38d
-class _Slopes:
-    "All predicted swaps of a text."
-
-    def __init__(self, books: Ledger, row: list[int]):
-        self.books, self.objective, terms = books, books.objective, smooth_terms(books, row)
-        rest = [t for t in books.objective.terms if t not in terms]
-        self.fluent = [t for t in rest if isinstance(t.loss, Fluency)]
-        if self.fluent:
-            self.objective = Objective(*terms, source=books.source) if terms else None
-        _warn_unseen([t for t in rest if t not in self.fluent and t.weight])
-
-    def __call__(self, row: list[int]) -> Tensor:  # (n, V) on the CPU, up to a constant a row
-        table, total = self.books.source.embedding_table, 0
-        if self.objective is not None:
-            total = (slope_of(self.books, self.objective, row) @ table.T).float()
-        for t in self.fluent:
-            total = total + t.weight * fluency_slopes(t.loss, row, self.books.start)
-        return total.cpu()
+__all__ = ['REDRAWS', 'GCG', 'is_greedy', 'PEZ', 'RandomSearch']
 
 # %% ../nbs/62_swaps.ipynb #37f266be
 @dataclass
@@ -74,8 +36,9 @@ class GCG(Search):
         super().__post_init__()
         check_count("buffer", self.buffer, 0, 10**6)
 
-    def walk(self, *begun) -> Callable:
-        return _Climb(self, *begun).step
+    def walk(self, books: Ledger, allowed: Tensor, now: list[int]) -> Callable:
+        "The step that is repeated."
+        return _Climb(self, books, allowed, now).step
 
 # %% ../nbs/62_swaps.ipynb #5da88cc8
 REDRAWS = 8  # draws of swaps in a step before it says that none survives
@@ -86,14 +49,21 @@ class _Climb:
 
     def __init__(self, search: GCG, books: Ledger, allowed: Tensor, now: list[int]):
         self.search, self.books, self.allowed, self.now = search, books, allowed, now
-        self.slopes = None  # made in the first step, where there is a result to keep
+        self.steered = steered(books.objective)
         self.pool = books.trace[-1].get("pool", []) if books.trace else []
         self.targets = [t for t in books.objective.terms if isinstance(t.loss, TargetText)]
         if search.early_stop and not self.targets:
             raise ValueError("early_stop needs a TargetText term in the objective, got none")
 
-    def row(self) -> list[int]:
-        return self.books.left + self.now + self.books.right
+# %% ../nbs/62_swaps.ipynb #6e1dc339
+@patch
+def lists(self: _Climb) -> Tensor:  # (n, topk) token ids on the CPU
+    "The most promising tokens for each position of the text."
+    row = self.books.left + self.now + self.books.right
+    _, slopes = token_gradient(self.steered, [row], self.books.start, self.books.end)
+    slopes = slopes[0].cpu().masked_fill(~self.allowed, float("inf"))
+    width = min(self.search.topk, int(self.allowed.sum()))
+    return slopes.topk(width, largest=False).indices
 
 # %% ../nbs/62_swaps.ipynb #0cb83d09
 @patch
@@ -110,11 +80,7 @@ def swaps(self: _Climb, lists: Tensor, draw: torch.Generator) -> list[list[int]]
 def step(self: _Climb, k: int) -> dict | None:
     "One gradient, one shortlist, one swap."
     draw = torch.Generator().manual_seed(hash((self.books.seed, k)))  # of whole numbers
-    self.slopes = self.slopes or _Slopes(self.books, self.row())
-    here = slice(self.books.start, self.books.start + len(self.now))
-    slopes = self.slopes(self.row())[here].masked_fill(~self.allowed, float("inf"))
-    width = min(self.search.topk, int(self.allowed.sum()))
-    lists = slopes.topk(width, largest=False).indices
+    lists = self.lists()
     for _ in range(REDRAWS):
         tried = try_texts(self.books, self.swaps(lists, draw))
         if tried is not None:
@@ -132,25 +98,41 @@ def chosen(self: _Climb, found: list[list[int]], values: Values) -> dict:
         self.pool = sorted(self.pool + [[values.total[i].item(), found[i]]])
         self.pool = self.pool[: self.search.buffer]
         self.now, more = self.pool[0][1], dict(pool=self.pool)
-    if self.search.early_stop and all(is_greedy(t, self.books) for t in self.targets):
+    if self.search.early_stop and self.reached():
         self.books.stop("target reached")
     return dict(frontier=self.now, **more)
 
-# %% ../nbs/62_swaps.ipynb #3aa4fc23
+# %% ../nbs/62_swaps.ipynb #f3dcdfc4
 @torch.no_grad()
-def is_greedy(term: Term, books: Ledger) -> bool:
-    "Whether greedy decoding after the best text says the term's target."
+def is_greedy(
+    objective: Objective,  # where the term stands
+    term: Term,            # with a `TargetText`
+    row: list[int],        # source tokens: given, found, given
+    start: int,            # how many are given at the left
+    end: int = 0,          # and at the right
+) -> bool:
+    "Whether greedy decoding says the term's target, after each of the term's prefixes."
+    loss, lm = term.loss, term.model
+    ids = term.read_tokens(row, start, end)
+    (text,) = objective.texts([ids])
+    prompts = lm.tokenize([prefix + text + term.suffix for prefix in term.prefixes])
+    if lm is objective.source and not term.template:  # then it reads tokens as they are
+        prompts = term.own_rows(lm, [row], start, end)[0]
+    for prompt in prompts:
+        logits = lm.logits(lm.embed([prompt + loss.ids[:-1]]))[0, -len(loss.ids) :]
+        if logits.argmax(-1).tolist() != loss.ids:
+            return False
+    return True
+
+# %% ../nbs/62_swaps.ipynb #2dc3f1e4
+@patch
+def reached(self: _Climb) -> bool:
+    "Whether the best text so far makes every target text the greedy continuation."
+    books = self.books
     if books.best is None:
         return False
-    _, ids, text, _ = books.best
-    loss = term.loss
-    if hasattr(term, "read_tokens"):
-        ids = term.read_tokens(ids, books.start, books.end)
-    elif loss.lm is not books.source:
-        ids = loss.lm.tokenize([text])[0]
-    row = list(ids) + loss.ids[:-1]
-    logits = loss.lm.logits(loss.lm.embed([row]))[0, -len(loss.ids) :]
-    return logits.argmax(-1).tolist() == loss.ids
+    given = books.best[1], books.start, books.end
+    return all(is_greedy(books.objective, t, *given) for t in self.targets)
 
 # %% ../nbs/62_swaps.ipynb #e6abb5f4
 @dataclass
@@ -167,15 +149,16 @@ class PEZ(Search):
         check_number("lr", self.lr, above=0)
         check_number("weight_decay", self.weight_decay, low=0)
 
-    def walk(self, *begun) -> Callable:
-        return _Slide(self, *begun).step
+    def walk(self, books: Ledger, allowed: Tensor, now: list[int]) -> Callable:
+        "The step that is repeated."
+        return _Slide(self, books, allowed, now).step
 
 # %% ../nbs/62_swaps.ipynb #fd6e1f04
 class _Slide:
     "One search of PEZ."
     def __init__(self, search: PEZ, books: Ledger, allowed: Tensor, now: list[int]):
-        self.books, self.ids, self.told = books, allowed.nonzero().flatten(), False
-        source = books.source
+        self.books, self.ids = books, allowed.nonzero().flatten()
+        self.steered, source = steered(books.objective), books.source
         self.unit = F.normalize(source.embedding_table[self.ids.to(source.device)].float(), dim=-1)
         self.x = source.embed(now).float().clone().requires_grad_()
         self.adam = torch.optim.AdamW([self.x], search.lr, weight_decay=search.weight_decay)
@@ -184,25 +167,13 @@ class _Slide:
         "Project, evaluate the projection, move along its gradient."
         found = self.ids[_nearest(self.x.detach(), self.unit).cpu()].tolist()
         row = self.books.left + found + self.books.right
-        self.tell(row)
         try_texts(self.books, [found])
-        grad = slope_of(self.books, self.books.objective, row)
-        self.x.grad = grad[self.books.start :][: len(found)].float()
+        _, grad = gradient(self.steered, [row], self.books.start, self.books.end)
+        self.x.grad = grad[0, self.books.start :][: len(found)].float()
         self.adam.step()
         return dict(frontier=found)
 
 # %% ../nbs/62_swaps.ipynb #52085e95
-@patch
-def tell(self: _Slide, row: list[int]) -> None:
-    "Say once which terms the gradient does not see."
-    if not self.told:
-        smooth = smooth_terms(self.books, row)
-        terms = self.books.objective.terms
-        fluent = [t for t in terms if isinstance(t.loss, Fluency)]  # `gradient` says why itself
-        _warn_unseen([t for t in terms if t not in smooth and t not in fluent and t.weight])
-        self.told = True
-
-
 def _nearest(x: Tensor, unit: Tensor) -> Tensor:  # (n, d) and (m, d) unit rows -> (n,)
     "The row that points most like each vector."
     return (F.normalize(x, dim=-1) @ unit.T).argmax(-1)
@@ -223,8 +194,9 @@ class RandomSearch(Search):
         if self.ball not in ("l0", "l2"):
             raise ValueError(f"ball must be 'l0' or 'l2', got {self.ball!r}")
 
-    def walk(self, *begun) -> Callable:
-        return _Wander(self, *begun).step
+    def walk(self, books: Ledger, allowed: Tensor, now: list[int]) -> Callable:
+        "The step that is repeated."
+        return _Wander(self, books, allowed, now).step
 
 # %% ../nbs/62_swaps.ipynb #84c5e9fa
 def _l0(now: list[int], allowed: Tensor, radius: int, draw: torch.Generator) -> list[int]:

@@ -16,7 +16,7 @@ from .causal import CausalLM
 from .tokens import token_strings, _key
 
 # %% auto #0
-__all__ = ['spelling_table', 'word_table', 'Tables', 'words_alone']
+__all__ = ['FEW_TEXTS', 'SMALL_MODEL', 'spelling_table', 'word_table', 'always_made', 'Tables', 'words_alone']
 
 # %% ../nbs/43_tables.ipynb #6eef2a6c
 def _spellings(source: CausalLM, target) -> dict[str, Tensor]:
@@ -37,7 +37,11 @@ def _spellings(source: CausalLM, target) -> dict[str, Tensor]:
 # %% ../nbs/43_tables.ipynb #0e6329ec
 def spelling_table(
     source: CausalLM,  # whose tokens
+<<<<<<< HEAD
     target: object,            # whose embeddings
+=======
+    target: object,    # whose embeddings
+>>>>>>> area/search2
 ) -> Tensor:           # (V, d_target) float32 on the target's device
     "The mean of the target's embeddings of each source token's spelling; zero where it has none."
     kept = cached(
@@ -132,7 +136,11 @@ def _checked(kept: dict[str, Tensor], read, texts: list[str]) -> dict[str, Tenso
 # %% ../nbs/43_tables.ipynb #b9af2d65
 def word_table(
     source: CausalLM,             # whose tokens
+<<<<<<< HEAD
     target: object,                       # whose outputs
+=======
+    target: object,               # whose outputs
+>>>>>>> area/search2
     frame: str = "An image of a", # text before each token that begins a word
     batch_size: int = 256,        # texts at a time
     limit: float | None = None,   # seconds that making it may take; None: any
@@ -163,6 +171,20 @@ def word_table(
         return None
     return kept["words"].float()[kept["row"]].to(target.device)
 
+# %% ../nbs/43_tables.ipynb #00acf356
+FEW_TEXTS, SMALL_MODEL = 60_000, 50_000_000  # tokens of the source, parameters of the target
+
+
+def always_made(
+    source: CausalLM,  # whose tokens
+    target: object,    # whose outputs
+) -> bool:
+    "Whether a word table is small enough that no clock is asked."
+    weights = getattr(target, "model", None)
+    if not isinstance(weights, torch.nn.Module) or len(source.embedding_table) > FEW_TEXTS:
+        return False
+    return sum(p.numel() for p in weights.parameters()) <= SMALL_MODEL
+
 # %% ../nbs/43_tables.ipynb #ddd72858
 class Tables:
     "The tables of pairs of models, each read or made once and kept while this object lives."
@@ -170,7 +192,7 @@ class Tables:
     def __init__(
         self,
         frame: str = "An image of a",  # of word tables
-        limit: float | None = None,    # seconds that making a word table may take; None: any
+        limit: float | None = None,    # seconds for a large word table; None: any, 0: make none
     ):
         self.frame = check_text("frame", frame)
         self.limit = None if limit is None else check_number("limit", limit, 0)
@@ -188,8 +210,14 @@ class Tables:
         return self.once("spelling", (source, target), lambda: spelling_table(source, target))
 
     def words(self, source: CausalLM, target: object) -> Tensor | None:  # (V, d_out)
+<<<<<<< HEAD
         "`word_table` within the limit, once; None where it would take too long."
         make = lambda: word_table(source, target, self.frame, limit=self.limit)
+=======
+        "`word_table`, once; None where a large one would take too long."
+        limit = None if self.limit and always_made(source, target) else self.limit
+        make = lambda: word_table(source, target, self.frame, limit=limit)
+>>>>>>> area/search2
         return self.once("words", (source, target), make)
 
     def begins(self, source: CausalLM) -> Tensor:  # (V,) bool on the host
@@ -199,7 +227,11 @@ class Tables:
 
 # %% ../nbs/43_tables.ipynb #fed118ec
 def words_alone(
+<<<<<<< HEAD
     term: object,              # a `Term` with a model
+=======
+    term: object,      # a `Term` with a model
+>>>>>>> area/search2
     source: CausalLM,  # whose tokens
     tables: Tables,    # where the word table is
 ) -> Tensor | None:    # (V,) in the term's unit

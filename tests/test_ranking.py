@@ -420,7 +420,23 @@ def test_a_word_table_that_would_take_too_long_is_not_made(made, clock, caplog):
     assert len(again.read) == 1
 
 
-def test_the_default_ranker_goes_on_without_a_table(made, clock, caplog):
+@pytest.mark.parametrize("few, small, limit, is_made", [(320, 10**6, 60.0, True), (320, 10**6, 0, False), (319, 10**6, 60.0, False), (320, 10, 60.0, False), (0, 0, None, True), (0, 0, 10**6, True)])
+def test_a_small_table_does_not_depend_on_the_clock(made, clock, monkeypatch, caplog, few, small, limit, is_made):
+    "However slow the machine: a small target's table is made, a large one's is a matter of the estimate."
+    monkeypatch.setattr(tables_room, "FEW_TEXTS", few)
+    monkeypatch.setattr(tables_room, "SMALL_MODEL", small)
+    lm, slow = made["gpt2"], Slow(made["pieces"], clock, 100.0)
+    assert len(lm.embedding_table) == 320 and 10 < sum(p.numel() for p in slow.model.parameters()) < 10**6
+    goal = made["pieces"].text("the dog ran")
+    with caplog.at_level(logging.INFO, logger="fuse_nb"):
+        ranker = Combined(6) if limit == 60.0 else Combined(6, limit=limit)
+        alone = ranker.alone(Term(type(goal)(slow, goal.features, goal.label)), state_of(lm, "a photo of"))
+    assert (alone is not None) is is_made
+    assert ("going on without" in caplog.text) is not is_made and caplog.text.count("texts, about") == 1  # one line says how long
+
+
+def test_the_default_ranker_goes_on_without_a_table(made, clock, caplog, monkeypatch):
+    monkeypatch.setattr(tables_room, "SMALL_MODEL", 0)
     lm, slow = made["gpt2"], Slow(made["pieces"], clock, 100.0)
     goal = made["pieces"].text("the dog ran")
     goal = type(goal)(slow, goal.features, goal.label)

@@ -10,10 +10,11 @@ from fuse_nb.autodan import AutoDAN
 from fuse_nb.causal import CausalLM
 from fuse_nb.losses import Fluency, Penalty, TargetText
 from fuse_nb.objective import Objective, Term
+from fuse_nb.slots import State
 from fuse_nb.swaps import GCG, PEZ, RandomSearch
 from fuse_nb.tokens import allowed_tokens, decoded, given_tokens, inside, survivors, token_strings
 from test_models import byte_bpe
-from test_search import own_cache, source_of  # noqa: F401 (fixtures)
+from test_search import made, own_cache, source_of  # noqa: F401 (fixtures)
 
 transformers = pytest.importorskip("transformers")
 SHARED = Path(__file__).resolve().parents[2].parent/"shared"/"tokenizers"
@@ -269,3 +270,16 @@ def test_token_strings_join_to_the_text():
     for lm in (source_of("gpt2"), source_of("llama"), small(breaks(), "breaks")):
         ids = lm.tokenizer("a cat on a mat", add_special_tokens=False)["input_ids"]
         assert "".join(token_strings(lm)[i] for i in ids) == "a cat on a mat"
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma"])
+def test_a_text_has_one_spelling_everywhere(made, family):  # noqa: F811
+    "What the result says, what terms about texts read, and what a ranker reads: special tokens as given, without the first."
+    lm = made[family]
+    special = [i for i in lm.tokenizer.all_special_ids if i not in lm.bos_ids]
+    ids = lm.tokenizer("a cat on a mat", add_special_tokens=False)["input_ids"]
+    for row in (lm.bos_ids + ids, ids, lm.bos_ids + ids[:2] + special + ids[2:], lm.bos_ids + special + lm.bos_ids + ids):
+        state = State(lm, row[:-1], torch.zeros(len(lm.embedding_table)), torch.ones(len(lm.embedding_table), dtype=torch.bool))
+        want = decoded(lm, [row])
+        assert Objective(Term(lm)).texts([row]) == want == state.texts(row[-1:])
+        for i in special: assert lm.tokenizer.convert_ids_to_tokens(i) in want[0] or i not in row
