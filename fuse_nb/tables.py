@@ -37,11 +37,7 @@ def _spellings(source: CausalLM, target) -> dict[str, Tensor]:
 # %% ../nbs/43_tables.ipynb #0e6329ec
 def spelling_table(
     source: CausalLM,  # whose tokens
-<<<<<<< HEAD
-    target: object,            # whose embeddings
-=======
     target: object,    # whose embeddings
->>>>>>> area/search2
 ) -> Tensor:           # (V, d_target) float32 on the target's device
     "The mean of the target's embeddings of each source token's spelling; zero where it has none."
     kept = cached(
@@ -136,11 +132,7 @@ def _checked(kept: dict[str, Tensor], read, texts: list[str]) -> dict[str, Tenso
 # %% ../nbs/43_tables.ipynb #b9af2d65
 def word_table(
     source: CausalLM,             # whose tokens
-<<<<<<< HEAD
-    target: object,                       # whose outputs
-=======
     target: object,               # whose outputs
->>>>>>> area/search2
     frame: str = "An image of a", # text before each token that begins a word
     batch_size: int = 256,        # texts at a time
     limit: float | None = None,   # seconds that making it may take; None: any
@@ -210,14 +202,9 @@ class Tables:
         return self.once("spelling", (source, target), lambda: spelling_table(source, target))
 
     def words(self, source: CausalLM, target: object) -> Tensor | None:  # (V, d_out)
-<<<<<<< HEAD
-        "`word_table` within the limit, once; None where it would take too long."
-        make = lambda: word_table(source, target, self.frame, limit=self.limit)
-=======
         "`word_table`, once; None where a large one would take too long."
         limit = None if self.limit and always_made(source, target) else self.limit
         make = lambda: word_table(source, target, self.frame, limit=limit)
->>>>>>> area/search2
         return self.once("words", (source, target), make)
 
     def begins(self, source: CausalLM) -> Tensor:  # (V,) bool on the host
@@ -227,11 +214,7 @@ class Tables:
 
 # %% ../nbs/43_tables.ipynb #fed118ec
 def words_alone(
-<<<<<<< HEAD
-    term: object,              # a `Term` with a model
-=======
     term: object,      # a `Term` with a model
->>>>>>> area/search2
     source: CausalLM,  # whose tokens
     tables: Tables,    # where the word table is
 ) -> Tensor | None:    # (V,) in the term's unit
