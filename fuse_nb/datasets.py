@@ -44,7 +44,7 @@ def _first(record: dict, keys: tuple) -> str | None:
     "The first of `keys` that the record has a value for."
     return next((k for k in keys if record.get(k) is not None), None)
 
-# %% ../nbs/81_datasets.ipynb #b9da3cab
+# %% ../nbs/81_datasets.ipynb #425b3257
 def _optional_text(record: dict, key: str | None, where: str) -> str | None:
     "A text of a record, or None where it has none."
     if key is None or record.get(key) is None:
@@ -78,7 +78,7 @@ def _number(file: object) -> int | None:
     found = file and re.fullmatch(r"(?:COCO_\w+_)?(\d{12})", Path(str(file)).stem)
     return int(found[1]) if found else None
 
-# %% ../nbs/81_datasets.ipynb #a7e5d5d8
+# %% ../nbs/81_datasets.ipynb #7019ac89
 def _sentence(s: object, where: str) -> str:
     "The text of one sentence of Karpathy's files."
     if not isinstance(s, dict) or not ({"raw", "tokens"} & s.keys()):
@@ -130,7 +130,7 @@ def _annotations(data: dict, path: Path) -> list[Picture]:
         picture.captions.extend(caption_texts(where, a["caption"]))
     return list(pictures.values())
 
-# %% ../nbs/81_datasets.ipynb #15f5b47a
+# %% ../nbs/81_datasets.ipynb #3331826d
 def _plain_pair(name: str, value: object, where: str) -> Picture:
     "A `Picture` from one key and value of a plain file."
     texts = caption_texts(where, value)
@@ -138,7 +138,7 @@ def _plain_pair(name: str, value: object, where: str) -> Picture:
         return Picture(name, prediction=texts[0], where=where)
     return Picture(name, captions=texts, where=where)
 
-# %% ../nbs/81_datasets.ipynb #b22445ef
+# %% ../nbs/81_datasets.ipynb #238d7433
 def _pictures(path: Path, sentiment: str | None) -> list[Picture]:
     "All pictures of a file, whichever kind it is."
     data, lines = load_json(path)
