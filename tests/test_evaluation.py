@@ -586,7 +586,7 @@ def test_bad_folders_and_ids(place):
 def test_some_without_references(place):
     Image.new("RGB", (8, 8)).save(place / "photos" / "extra.png")
     result = run(place)
-    assert len(result.captions) == 13 and result.report.n == 12 and "extra" in result.report.notes[0]
+    assert len(result.captions) == 13 and result.report.n == 12 and any("extra" in n for n in result.report.notes)
     assert len(run(place, "karpathy", references=put(place, {"images": [{"cocoid": 101, "filename": "COCO_val2014_000000000101.jpg", "split": "test", "sentences": [{"raw": "a dog"}]}]}, "k.json"), split="test").captions) == 1
 
 
