@@ -2,14 +2,14 @@
 
 # %% ../nbs/81_datasets.ipynb #3d457fa8
 from __future__ import annotations
-import json
 import os
 import re
-import warnings
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from .metrics import _refuse, _some, _texts
+from .checks import check_choice, check_text, check_texts, shown, some
+from .strict_json import caption_texts, load_json
 
 # %% auto #0
 __all__ = ['Picture', 'read_pictures', 'read_references', 'read_predictions']
@@ -19,90 +19,99 @@ __all__ = ['Picture', 'read_pictures', 'read_references', 'read_predictions']
 class Picture:
     "One photograph and what is written about it."
 
-    id: object  # int or str, as the file has it
-    file: str | None = None  # the picture's file name
+    id: object                      # int or str, as the file has it
+    file: str | None = None         # the picture's file name
     captions: list = field(default_factory=list)  # human captions
-    prediction: str | None = None  # a system's caption
-    split: str | None = None  # "train", "val", "test", ...
-    path: str | None = None  # where the picture lies, once it has been found
+    prediction: str | None = None   # a system's caption
+    split: str | None = None        # "train", "val", "test", ...
+    path: str | None = None         # where the picture lies, once it has been found
+    where: str = field(default="", repr=False, compare=False)  # file and place of its record
 
 # %% ../nbs/81_datasets.ipynb #7876a3d0
-_ID, _FILE = ("image_id", "id", "cocoid"), ("image_name", "file", "file_name", "filename", "image")
+_ID = ("image_id", "id", "cocoid")
+_FILE = ("image_name", "file", "file_name", "filename", "image")
+_CAPTION = ("prediction", "caption")
 
-# %% ../nbs/81_datasets.ipynb #c5e4dc7b
-def _load(path):
-    "A JSON or JSONL file as data. A last line that was cut short is dropped."
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is not a file")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as e:
-        raise ValueError(f"{path} is not UTF-8 text: {e.reason} at byte {e.start}") from e
-    if not text.strip():
-        raise ValueError(f"{path} is empty")
-    try:
-        data = json.loads(text)
-    except json.JSONDecodeError as whole:
-        lines, data = [(k, l) for k, l in enumerate(text.split("\n"), 1) if l.strip()], []
-        for k, line in lines:
-            try:
-                data.append(json.loads(line))
-            except json.JSONDecodeError as e:
-                if data and k == lines[-1][0] and not text.endswith("\n"):
-                    warnings.warn(
-                        f"{path}: the last line is cut short and was dropped", stacklevel=3
-                    )
-                    break
-                raise ValueError(
-                    f"{path} is neither JSON ({whole.msg}, line {whole.lineno}) nor JSONL ({e.msg}, line {k})"
-                ) from e
-        return data
-    return [data] if path.suffix == ".jsonl" and isinstance(data, dict) else data
+
+def _checked_id(where: str, x: object) -> int | str:
+    "An id. Raises `ValueError` for what is neither a whole number nor a text."
+    if isinstance(x, bool) or not isinstance(x, (int, str)):
+        raise ValueError(f"{where} must be a whole number or a text, got {shown(x)}")
+    return x
+
+
+def _first(record: dict, keys: tuple) -> str | None:
+    "The first of `keys` that the record has a value for."
+    return next((k for k in keys if record.get(k) is not None), None)
+
+# %% ../nbs/81_datasets.ipynb #425b3257
+def _optional_text(record: dict, key: str | None, where: str) -> str | None:
+    "A text of a record, or None where it has none."
+    if key is None or record.get(key) is None:
+        return None
+    value = record[key]
+    value = str(value) if type(value) is int and key in _FILE else value
+    return check_text(f"{where}, {key}", value)
 
 # %% ../nbs/81_datasets.ipynb #d52d01cb
-def _record(r, where):
+def _record(r: object, where: str) -> Picture:
     "A `Picture` from one record of a list."
     if not isinstance(r, dict):
-        raise ValueError(f"{where} must be an object, got {type(r).__name__}")
-    file = next((str(r[k]) for k in _FILE if r.get(k) is not None), None)
-    name = next((r[k] for k in _ID if r.get(k) is not None), file)
-    if name is None:
+        raise ValueError(f"{where} must be an object, got {shown(r)}")
+    file = _optional_text(r, _first(r, _FILE), where)
+    key = _first(r, _ID)
+    if key is None and file is None:
         raise ValueError(f"{where} names no image: it has none of {', '.join(_ID + _FILE)}")
-    captions = next(
-        (_texts(r[k], f"{where}, {k}") for k in ("captions", "references") if k in r), []
-    )
-    prediction = next((r[k] for k in ("prediction", "caption") if k in r), None)
-    if prediction is not None:
-        (prediction,) = _texts(prediction, f"{where}, caption")[:1] or [""]
-    return Picture(name, file, captions, prediction, r.get("split"))
-
-# %% ../nbs/81_datasets.ipynb #f8d67a24
-def _sentences(image, where, sentiment):
-    texts = []
-    for s in image["sentences"]:
-        if sentiment is None or s.get("sentiment") == (1 if sentiment == "positive" else 0):
-            texts.append(s.get("raw") or " ".join(s.get("tokens", [])))
-    file = str(image.get("filename") or image.get("file_name") or "") or None
-    name = image.get("cocoid", _number(file) or (file and Path(file).stem))
-    if name is None:
-        raise ValueError(f"{where} names no image: it has neither cocoid nor filename")
-    return Picture(
-        name,
-        "/".join(filter(None, [image.get("filepath"), file])) or None,
-        _texts(texts, where),
-        None,
-        image.get("split") or next((s["split"] for s in image["sentences"] if "split" in s), None),
-    )
+    name = file if key is None else _checked_id(f"{where}, {key}", r[key])
+    listed = next((k for k in ("captions", "references") if k in r), None)
+    captions = caption_texts(f"{where}, {listed}", r[listed]) if listed else []
+    key, prediction = _first(r, _CAPTION), None
+    if key is not None:
+        prediction, *others = caption_texts(f"{where}, {key}", r[key]) or [""]
+        if others:
+            captions, prediction = [*captions, prediction, *others], None
+    return Picture(name, file, captions, prediction, _optional_text(r, "split", where), where=where)
 
 # %% ../nbs/81_datasets.ipynb #190fb27b
-def _number(file):
+def _number(file: object) -> int | None:
     "COCO's number in a file name such as COCO_val2014_000000391895.jpg, or None."
     found = file and re.fullmatch(r"(?:COCO_\w+_)?(\d{12})", Path(str(file)).stem)
     return int(found[1]) if found else None
 
+# %% ../nbs/81_datasets.ipynb #7019ac89
+def _sentence(s: object, where: str) -> str:
+    "The text of one sentence of Karpathy's files."
+    if not isinstance(s, dict) or not ({"raw", "tokens"} & s.keys()):
+        raise ValueError(f"{where} must be an object with raw or tokens, got {shown(s)}")
+    if s.get("raw"):
+        return check_text(f"{where}, raw", s["raw"])
+    return " ".join(check_texts(f"{where}, tokens", s.get("tokens", [])))
+
+# %% ../nbs/81_datasets.ipynb #f8d67a24
+def _sentences(image: object, where: str, sentiment: str | None) -> Picture:
+    "A `Picture` from one image of Karpathy's or SentiCap's files."
+    if not isinstance(image, dict):
+        raise ValueError(f"{where} must be an object, got {shown(image)}")
+    sentences = image.get("sentences", [])
+    if not isinstance(sentences, list):
+        raise ValueError(f"{where}, sentences must be a list, got {shown(sentences)}")
+    texts = [_sentence(s, f"{where}, sentence {k}") for k, s in enumerate(sentences)]
+    if sentiment is not None:
+        wanted = 1 if sentiment == "positive" else 0
+        texts = [t for t, s in zip(texts, sentences) if s.get("sentiment") == wanted]
+    file = _optional_text(image, _first(image, ("filename", "file_name")), where)
+    key = _first(image, ("cocoid",) if file else ("cocoid", "id"))
+    name = image[key] if key else _number(file) or (file and Path(file).stem)
+    if name is None:
+        raise ValueError(f"{where} names no image: it has neither cocoid nor filename")
+    name = _checked_id(f"{where}, {key}", name)
+    folder = _optional_text(image, "filepath", where)
+    owner = next((s for s in [image, *sentences] if s.get("split") is not None), {})
+    path = "/".join(filter(None, [folder, file])) or None
+    return Picture(name, path, texts, None, _optional_text(owner, "split", where), where=where)
+
 # %% ../nbs/81_datasets.ipynb #6bb0e5b1
-def _annotations(data, path):
+def _annotations(data: dict, path: Path) -> list[Picture]:
     "Pictures of COCO's and NoCaps' annotation files."
     pictures = {}
     for k, image in enumerate(data.get("images", [])):
@@ -111,50 +120,55 @@ def _annotations(data, path):
             raise ValueError(f"{path}: two images have the id {p.id!r}")
         pictures[p.id] = p
     for k, a in enumerate(data.get("annotations", [])):
+        where = f"{path}: annotation {k}"
         if not isinstance(a, dict) or "image_id" not in a or "caption" not in a:
-            raise ValueError(
-                f"{path}: annotation {k} has no image_id or no caption (is it a file of captions?)"
-            )
-        pictures.setdefault(a["image_id"], Picture(a["image_id"])).captions.extend(
-            _texts(a["caption"], f"{path}: annotation {k}")
-        )
+            hint = "it has no image_id or no caption: is it a file of captions?"
+            told = f"must be an object with image_id and caption, got {shown(a)}"
+            raise ValueError(f"{where} {told} ({hint})")
+        name = _checked_id(f"{where}, image_id", a["image_id"])
+        picture = pictures.setdefault(name, Picture(name, where=where))
+        picture.captions.extend(caption_texts(where, a["caption"]))
     return list(pictures.values())
+
+# %% ../nbs/81_datasets.ipynb #3331826d
+def _plain_pair(name: str, value: object, where: str) -> Picture:
+    "A `Picture` from one key and value of a plain file."
+    texts = caption_texts(where, value)
+    if isinstance(value, str):
+        return Picture(name, prediction=texts[0], where=where)
+    return Picture(name, captions=texts, where=where)
+
+# %% ../nbs/81_datasets.ipynb #238d7433
+def _pictures(path: Path, sentiment: str | None) -> list[Picture]:
+    "All pictures of a file, whichever kind it is."
+    data, lines = load_json(path)
+    if isinstance(data, list):
+        place = (lambda k: f", line {lines[k]}") if lines else (lambda k: f": record {k}")
+        return [_record(r, f"{path}{place(k)}") for k, r in enumerate(data)]
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} holds a {type(data).__name__}, not captions")
+    if "annotations" in data or isinstance(data.get("images"), list):
+        for key in ("images", "annotations"):
+            if not isinstance(data.get(key, []), list):
+                raise ValueError(f"{path}: {key} must be a list, got {shown(data[key])}")
+        images = data.get("images", [])
+        if any(isinstance(image, dict) and "sentences" in image for image in images):
+            places = [f"{path}: image {k}" for k in range(len(images))]
+            found = [_sentences(image, p, sentiment) for image, p in zip(images, places)]
+            return [p for p in found if p.captions] if sentiment else found
+        return _annotations(data, path)
+    return [_plain_pair(i, v, f"{path}: {i!r}") for i, v in data.items()]
 
 # %% ../nbs/81_datasets.ipynb #b38d332c
 def read_pictures(
-    path: str | os.PathLike,  # a file of one of the kinds above
-    split: str | None = None,  # keep one split: "test", ...; all when not given
-    sentiment: str
-    | None = None,  # keep SentiCap's sentences of one sentiment, "positive" or "negative"
-) -> list[Picture]:  # in the file's order; a COCO result file gives a picture a line
-    "Read any of the files. Raises `FileNotFoundError`, or `ValueError` that says what is wrong where."
-    if sentiment not in (None, "positive", "negative"):
-        raise ValueError(f"sentiment must be 'positive' or 'negative', got {sentiment!r}")
-    data = _load(path)
-    if (
-        isinstance(data, dict)
-        and isinstance(data.get("images"), list)
-        and data["images"]
-        and "sentences" in data["images"][0]
-    ):
-        out = [
-            _sentences(image, f"{path}: image {k}", sentiment)
-            for k, image in enumerate(data["images"])
-        ]
-        out = [p for p in out if p.captions] if sentiment else out
-    elif isinstance(data, dict) and ("annotations" in data or isinstance(data.get("images"), list)):
-        out = _annotations(data, path)
-    elif isinstance(data, dict):
-        out = [
-            Picture(i, None, _texts(v, f"{path}: {i!r}"))
-            if not isinstance(v, str)
-            else Picture(i, None, [], v)
-            for i, v in data.items()
-        ]
-    elif isinstance(data, list):
-        out = [_record(r, f"{path}: record {k}") for k, r in enumerate(data)]
-    else:
-        raise ValueError(f"{path} holds a {type(data).__name__}, not captions")
+    path: str | os.PathLike,        # a file of one of the kinds above
+    split: str | None = None,       # keep one split: "test", ...; all when not given
+    sentiment: str | None = None,   # keep SentiCap's sentences that are "positive" or "negative"
+) -> list[Picture]:                 # in the file's order; a COCO result file gives a picture a line
+    "Read any of the files. Raises an error that names the file, the place and what was expected."
+    if sentiment is not None:
+        check_choice("sentiment", sentiment, ("positive", "negative"))
+    out = _pictures(Path(path), sentiment)
     if split is not None:
         splits = sorted({str(p.split) for p in out})
         out = [p for p in out if p.split == split]
@@ -164,19 +178,13 @@ def read_pictures(
         raise ValueError(f"{path} holds no images")
     return out
 
-# %% ../nbs/81_datasets.ipynb #00ce543e
-def _distinct(pictures, path):
-    twice = sorted(n for n, k in Counter(str(p.id) for p in pictures).items() if k > 1)
-    if twice:
-        raise ValueError(f"{path}: more than one record for ids: {_some(twice)}")
-
 # %% ../nbs/81_datasets.ipynb #4f72be84
 def read_references(
-    path: str | os.PathLike,
-    split: str | None = None,
-    sentiment: str | None = None,  # as for `read_pictures`
-) -> dict:  # image id -> list of captions
-    "The human captions in a file. Raises what `read_pictures` raises, and `ValueError` when there are none."
+    path: str | os.PathLike,       # as for `read_pictures`
+    split: str | None = None,      # likewise
+    sentiment: str | None = None,  # likewise
+) -> dict:                         # image id -> list of captions
+    "The human captions. Raises as `read_pictures`, and `ValueError` when there are none."
     out = {}
     for p in read_pictures(path, split, sentiment):
         if p.captions or p.prediction is not None:
@@ -185,20 +193,55 @@ def read_references(
         raise ValueError(f"{path} holds no references: no image in it has captions")
     return out
 
+# %% ../nbs/81_datasets.ipynb #00ce543e
+def _distinct(pictures: list[Picture], path: str | os.PathLike) -> None:
+    "Raises `ValueError` when two pictures have one id."
+    twice = sorted(n for n, k in Counter(str(p.id) for p in pictures).items() if k > 1)
+    if twice:
+        raise ValueError(f"{path}: more than one record for ids: {some(twice)}")
+
 # %% ../nbs/81_datasets.ipynb #ca1d02b1
 def read_predictions(
-    path: str | os.PathLike,
-    split: str | None = None,  # as for `read_pictures`
-) -> dict:  # image id -> caption
-    "A system's captions in a file. Raises what `read_pictures` raises, and `ValueError` for an image without exactly one caption."
+    path: str | os.PathLike,   # as for `read_pictures`
+    split: str | None = None,  # likewise
+) -> dict:                     # image id -> caption
+    "One caption an image. Raises as `read_pictures`, and `ValueError` for none or several."
     pictures = read_pictures(path, split)
     if all(p.prediction is None for p in pictures) and any(len(p.captions) > 1 for p in pictures):
-        raise ValueError(
-            f"{path} holds references (several captions an image), not one system's captions"
-        )
+        told = "references (several captions an image), not one system's captions"
+        raise ValueError(f"{path} holds {told}")
     _distinct(pictures, path)
     for p in pictures:
         if p.prediction is None and len(p.captions) == 1:
             p.prediction = p.captions[0]
-    _refuse([p.id for p in pictures if p.prediction is None], f"{path}: no caption for ids")
+    without = [p for p in pictures if p.prediction is None]
+    if without:
+        first = without[0].where.removeprefix(f"{path}").lstrip(",: ")
+        wanted = "expected prediction, caption, or captions with one text"
+        told = f"no caption for ids: {some(p.id for p in without)}"
+        raise ValueError(f"{path}: {told} (first in {first}: {wanted})")
     return {p.id: p.prediction for p in pictures}
+
+# %% ../nbs/81_datasets.ipynb #f3bc782d
+def _names(name: object) -> list[str]:
+    "Everything that `name` (an id or a file) may be called, surest first."
+    path = Path(str(name).replace("\\", "/"))
+    number = _number(path.name)
+    names = [path.as_posix(), path.name, path.stem]
+    return list(dict.fromkeys(names if number is None else [*names, str(number)]))
+
+# %% ../nbs/81_datasets.ipynb #35148dd1
+def _finder(pictures: list[Picture]) -> Callable:
+    "A function from any name of a picture to that picture, or None."
+    by_id, by_name = {str(p.id): p for p in pictures}, {}
+    for p in pictures:
+        for n in _names(p.file if p.file else p.id):
+            by_name.setdefault(n, p)
+
+    def find(name):
+        names = _names(name)
+        found = [by_id.get(str(name))]
+        found += [by_name.get(n) for n in names] + [by_id.get(n) for n in names]
+        return next((p for p in found if p is not None), None)
+
+    return find

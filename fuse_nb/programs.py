@@ -2,175 +2,54 @@
 
 # %% ../nbs/82_programs.ipynb #b98c24d2
 from __future__ import annotations
-import contextlib
-import functools
 import importlib
-import importlib.metadata
 import importlib.util
 import os
-import re
-import shutil
-import subprocess
 import tempfile
-import threading
-import time
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 import numpy as np
+from .checks import check_count, check_text, shown
+from .datasets import read_references
+from .files import cache_dir, fingerprint_of, write_json
+from fuse_nb.java import (
+    MetricMissing,
+    find_java,
+    java_version,
+    tokenize_captions,
+    _Java,
+    _heap,
+    _private,
+)
+from .metrics import bleu_row, grams
+from .strict_json import caption_texts, load_json
 
 # %% auto #0
-__all__ = ['MetricMissing', 'find_java', 'java_version', 'memory_limit', 'tokenize_captions']
+__all__ = ['meteor_rows', 'meteor', 'spice', 'bleu', 'rouge', 'cider', 'write_document_frequencies', 'read_document_frequencies']
 
-# %% ../nbs/82_programs.ipynb #5145deb2
-class MetricMissing(RuntimeError):
-    "A metric that cannot be computed here; the message is one line that says why."
-
-# %% ../nbs/82_programs.ipynb #38622ec0
-class _Java:
-    "Stands where `subprocess` stands in a private copy of one pycocoevalcap module: rewrites the command, keeps its errors in a file, ends it when it is silent for too long."
-
-    PIPE = subprocess.PIPE
-
-    def __init__(self, rewrite, timeout):
-        self.rewrite, self.timeout, self.late, self.process, self.errors = (
-            rewrite,
-            timeout,
-            False,
-            None,
-            tempfile.TemporaryFile(),
-        )
-
-    def beat(self):
-        self.last = time.monotonic()
-
-    def Popen(self, command, stderr=None, **kwargs):
-        self.beat()
-        self.process = subprocess.Popen(self.rewrite(command), stderr=self.errors, **kwargs)
-        threading.Thread(target=self._watch, args=(self.process,), daemon=True).start()
-        return self.process
-
-    def check_call(self, command, cwd=None):
-        if self.Popen(command, cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL).wait():
-            raise OSError("exit status not 0")
-
-    def _watch(self, process):
-        while process.poll() is None:
-            if time.monotonic() - self.last > self.timeout:
-                self.late = True
-                process.kill()
-            time.sleep(0.05)
-
-    def end(self):
-        if self.process is None:
-            return
-        self.process.kill()
-        self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            with contextlib.suppress(OSError, ValueError):
-                if pipe:
-                    pipe.close()
-
-    def reason(self, error):
-        if self.late:
-            return f"no answer for {self.timeout:g} s, so it was ended"
-        self.errors.seek(0)
-        lines = [
-            l.strip()
-            for l in self.errors.read().decode(errors="replace").splitlines()
-            if l.strip() and not l.startswith(("NOTE: Picked up", "Picked up", "PTBTokenizer"))
-        ]
-        told = [l for l in lines if re.search(r"Exception|Error|memory", l)] or lines
-        return (told[0] if told else str(error) or type(error).__name__)[:300]
-
-# %% ../nbs/82_programs.ipynb #44228da4
-def _private(name, java, folder=None):
-    "A private copy of the module `pycocoevalcap.<name>` whose `subprocess` is `java` and which takes `folder` for its own place."
-    spec = importlib.util.find_spec(f"pycocoevalcap.{name}")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.subprocess, home = java, Path(spec.origin).parent
-    if folder:
-        module.__file__ = str(Path(folder) / Path(spec.origin).name)
-    return module, home
-
-# %% ../nbs/82_programs.ipynb #f7e8fc6e
-def find_java(
-    java: str | os.PathLike | None = None,  # a `java` program; found by itself when not given
-) -> str:  # its path
-    "Where Java is: `java`, else `$JAVA_HOME/bin/java`, else the search path. Raises `MetricMissing` in one line when there is none."
-    home = os.environ.get("JAVA_HOME")
-    for place in [java] if java else [home and str(Path(home, "bin", "java")), "java"]:
-        if found := place and shutil.which(str(place)):
-            return found
-    raise MetricMissing(
-        f"needs Java, and {'there is no program ' + str(java) if java else 'no java is on the search path'}: install a Java runtime (8 or newer)"
-    )
-
-# %% ../nbs/82_programs.ipynb #62d99a9f
-@functools.lru_cache
-def java_version(
-    java: str,  # path of a `java` program
-) -> int:  # its major version: 8, 11, 17, ...
-    "Asks the program itself. Raises `MetricMissing` when it does not answer."
-    try:
-        text = subprocess.run(
-            [java, "-version"], capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL
-        )
-    except (OSError, subprocess.TimeoutExpired) as e:
-        raise MetricMissing(f"needs Java, and {java} does not start: {type(e).__name__}") from e
-    found = re.search(r'version "(?:1\.)?(\d+)', text.stderr + text.stdout)
-    if text.returncode or not found:
-        raise MetricMissing(f"needs Java, and {java} -version gives no version")
-    return int(found[1])
-
-# %% ../nbs/82_programs.ipynb #374aada4
-def memory_limit() -> float:  # bytes of memory that this process may use
-    "The machine's memory, or its container's limit where that is smaller."
-    try:
-        limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        limit = 4 * 2**30
-    for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        with contextlib.suppress(OSError, ValueError):
-            limit = min(limit, int(Path(name).read_text()))
-    return float(limit)
-
-# %% ../nbs/82_programs.ipynb #16ffd111
-def _heap(wanted):
-    return f"-Xmx{max(512, int(min(wanted, 0.6 * memory_limit() / 2**30) * 1024))}M"
-
-# %% ../nbs/82_programs.ipynb #914cf1d2
-_BREAKS = re.compile("[\r\n\v\f\x1c-\x1e\x85\u2028\u2029]+")
-
-# %% ../nbs/82_programs.ipynb #853a6e70
-def tokenize_captions(
-    captions: dict,  # image id -> list of captions
-    java=None,  # a `java` program; found by itself when not given
-    timeout: float = 300.0,  # seconds the tokenizer may take
-) -> dict:  # image id -> list of captions, each its words joined by one space
-    "pycocoevalcap's PTB tokenizer, as COCO's evaluation runs it. Raises `MetricMissing` without Java."
-    program = find_java(java)
-    with tempfile.TemporaryDirectory(prefix="fuse_nb-ptb-") as folder:
-        shim = _Java(lambda c: [program, "-cp", str(home / c[2]), *c[3:]], timeout)
-        module, home = _private("tokenizer.ptbtokenizer", shim, folder)
-        given = {i: [{"caption": _BREAKS.sub(" ", c)} for c in cs] for i, cs in captions.items()}
-        try:
-            out = module.PTBTokenizer().tokenize(given) if given else {}
-        except OSError as e:
-            raise MetricMissing(f"the PTB tokenizer failed: {shim.reason(e)}") from e
-        finally:
-            shim.end()
-    if {i: len(c) for i, c in out.items()} != {i: len(c) for i, c in captions.items()}:
-        raise MetricMissing(
-            f"the PTB tokenizer failed: {shim.reason('it returned another number of captions than it was given')}"
-        )
+# %% ../nbs/82_programs.ipynb #bb946e21
+def meteor_rows(rows: np.ndarray) -> np.ndarray:  # (n, 23) counts, one photograph a row
+    "METEOR's counts as its program adds them: a perfect caption has no pieces."
+    lengths, pieces, matched = rows[..., 0:2], rows[..., 20], rows[..., 21:23]
+    perfect = (pieces == 1) & (lengths == matched).all(-1)
+    out = rows.copy()
+    out[..., 20] = np.where(perfect, 0, pieces)
     return out
 
 # %% ../nbs/82_programs.ipynb #6e62533b
-def _meteor(refs, caps, java, timeout):
-    program = find_java(java)
-    shim = _Java(
-        lambda c: [program, _heap(2) if c[2].startswith("-Xmx") else c[2], "-jar", *c[3:]], timeout
-    )
+def meteor(
+    refs: dict,               # image id -> list of captions, tokenized
+    caps: dict,               # image id -> list of one caption, tokenized
+    java: str | None = None,  # a `java` program; found by itself when not given
+    timeout: float = 120.0,   # seconds of silence after which it is ended
+) -> tuple:                   # value of the set, values of the images, rows (n, 23)
+    "METEOR 1.5 by its program. Raises `MetricMissing` when it cannot be had."
+    def sized(given: list) -> list:
+        heap = _heap(2) if given[2].startswith("-Xmx") else given[2]
+        return [heap, "-jar", *given[3:]]
+
+    shim = _Java(find_java(java), sized, timeout)
     scorer, stats = _private("meteor.meteor", shim)[0].Meteor(), []
     ask = scorer._stat
 
@@ -186,91 +65,194 @@ def _meteor(refs, caps, java, timeout):
         raise MetricMissing(f"METEOR's process failed: {shim.reason(e)}") from e
     finally:
         if scorer.lock.locked():
-            scorer.lock.release()  # else the scorer's own clean-up waits for ever
+            scorer.lock.release()    # else the scorer's own clean-up waits for ever
         shim.end()
         del scorer._stat
-    return value, values, np.array([s.split() for s in stats], float)
+    return value, values, meteor_rows(np.array([s.split() for s in stats], float))
 
 # %% ../nbs/82_programs.ipynb #0d3ac866
-def _spice_jars(version):
+def _spice_jars(version: int) -> tuple:
     "SPICE's class path, and the folder of the JavaScript engine (None where Java brings its own)."
     home = Path(importlib.util.find_spec("pycocoevalcap.spice.spice").origin).parent
     named = os.environ.get("FUSE_CORENLP")
     folders = [home / "lib", *([Path(named)] if named else [])]
-    for folder in folders:
-        jars = [folder / f"stanford-corenlp-3.6.0{end}.jar" for end in ("", "-models")]
-        if all(j.is_file() for j in jars):
-            break
-    else:
+    names = [f"stanford-corenlp-3.6.0{end}.jar" for end in ("", "-models")]
+    whole = [f for f in folders if all((f / n).is_file() for n in names)]
+    if not whole:
         raise MetricMissing(
-            "needs Stanford CoreNLP 3.6.0: put stanford-corenlp-3.6.0.jar and stanford-corenlp-3.6.0-models.jar (Maven: edu.stanford.nlp:stanford-corenlp:3.6.0) "
-            f"into a folder and name it in FUSE_CORENLP{f' (now {named})' if named else ''}"
-        )
-    engine = next(
-        (p.parent for f in folders for p in sorted(f.glob("nashorn/nashorn-core-*.jar"))), None
-    )
-    if version >= 15 and engine is None:
+            f"needs Stanford CoreNLP 3.6.0: put {names[0]} and {names[1]}"
+            " (Maven: edu.stanford.nlp:stanford-corenlp:3.6.0) into a folder and name it in"
+            f" FUSE_CORENLP{f' (now {named})' if named else ''}")
+    engines = [p.parent for f in folders for p in sorted(f.glob("nashorn/nashorn-core-*.jar"))]
+    if version >= 15 and not engines:
         raise MetricMissing(
-            f"needs a JavaScript engine, which Java {version} has not: put nashorn-core-15.4.jar and asm 7.3.1 "
-            "(Maven: org.openjdk.nashorn:nashorn-core:15.4) into the folder nashorn/ of FUSE_CORENLP"
-        )
-    return [
-        home / "spice-1.0.jar",
-        *jars,
-        *sorted((home / "lib").glob("*.jar")),
-    ], engine if version >= 15 else None
+            f"needs a JavaScript engine, which Java {version} has not: put nashorn-core-15.4.jar"
+            " and asm 7.3.1 (Maven: org.openjdk.nashorn:nashorn-core:15.4) into the folder"
+            " nashorn/ of FUSE_CORENLP")
+    jars = [whole[0] / n for n in names]
+    path = [home / "spice-1.0.jar", *jars, *sorted((home / "lib").glob("*.jar"))]
+    return path, engines[0] if version >= 15 else None
 
 # %% ../nbs/82_programs.ipynb #c315bc1e
-def _spice_options(version, engine):
+def _spice_options(version: int, engine: Path | None) -> list[str]:
+    "What a newer Java must be told before SPICE runs in it."
     packages = "lang util math net text io nio util.concurrent util.concurrent.atomic".split()
-    opens = [
-        f"--add-opens=java.base/{p}=ALL-UNNAMED"
-        for p in [f"java.{p}" for p in packages] + ["sun.nio.ch"]
-    ] + ["--add-opens=java.sql/java.sql=ALL-UNNAMED"]
-    return (opens if version >= 9 else []) + (
-        [f"--module-path={engine}", "--add-modules=org.openjdk.nashorn"] if engine else []
-    )
+    private = [f"java.base/java.{p}" for p in packages]
+    private += ["java.base/sun.nio.ch", "java.sql/java.sql"]
+    opens = [f"--add-opens={p}=ALL-UNNAMED" for p in private] if version >= 9 else []
+    modules = [f"--module-path={engine}", "--add-modules=org.openjdk.nashorn"] if engine else []
+    return opens + modules
 
-# %% ../nbs/82_programs.ipynb #7c9485f6
-def _spice(refs, caps, java, timeout, cached=True):
-    program = find_java(java)
-    from fuse_nb.store import cache_dir
+# %% ../nbs/82_programs.ipynb #94939961
+_PARTS = dict(object="Object", attribute="Attribute", relation="Relation")
+_PARTS |= dict(color="Color", count="Cardinality", size="Size")
 
-    version = java_version(program)
-    path, engine = _spice_jars(version)
 
-    def command(c):
-        rest = c[c.index("spice-1.0.jar") + 1 :]
-        if not cached:
-            rest = [a for k, a in enumerate(rest) if a != "-cache" and rest[k - 1] != "-cache"]
-        return [
-            program,
-            *_spice_options(version, engine),
-            _heap(8),
-            "-cp",
-            os.pathsep.join(map(str, path)),
-            "edu.anu.spice.SpiceScorer",
-            *rest,
-        ]
+def _parts(values: list) -> dict:  # {part: {"value": mean F, "n": images that have such facts}}
+    "SPICE's six sub-scores out of what it says of each image."
+    out = {}
+    for part, theirs in _PARTS.items():
+        f = np.array([v.get(theirs, {}).get("f", np.nan) for v in values], float)
+        there = f[~np.isnan(f)]
+        out[part] = dict(value=float(there.mean()) if len(there) else None, n=len(there))
+    return out
 
+# %% ../nbs/82_programs.ipynb #53e8e901
+def _spice_once(refs, caps, shim: _Java, cached: bool) -> tuple:
+    "One run of SPICE in a temporary folder."
     with tempfile.TemporaryDirectory(prefix="fuse_nb-spice-") as folder:
-        shim = _Java(command, timeout + 5 * len(caps))
         module, _ = _private("spice.spice", shim, folder)
-        module.get_stanford_models = lambda: (
-            None
-        )  # it would download what we have found, or refuse in its place
-        module.TEMP_DIR, module.CACHE_DIR = (
-            str(Path(folder) / "tmp"),
-            str(cache_dir() / "spice" if cached else Path(folder) / "cache"),
-        )
+        module.get_stanford_models = lambda: None    # it would download what we have found
+        module.TEMP_DIR = str(Path(folder) / "tmp")
+        module.CACHE_DIR = str(cache_dir() / "spice" if cached else Path(folder) / "cache")
         try:
-            value, values = module.Spice().compute_score(refs, caps)
-        except (OSError, ValueError, KeyError) as e:
-            if cached and not shim.late:
-                return _spice(
-                    refs, caps, java, timeout, cached=False
-                )  # its cache is native code that some machines lack
-            raise MetricMissing(f"SPICE's process failed: {shim.reason(e)}") from e
+            return module.Spice().compute_score(refs, caps)
         finally:
             shim.end()
-    return value, [v["All"]["f"] for v in values]
+
+# %% ../nbs/82_programs.ipynb #7c9485f6
+def spice(
+    refs: dict,               # image id -> list of captions, tokenized
+    caps: dict,               # image id -> list of one caption, tokenized
+    java: str | None = None,  # a `java` program; found by itself when not given
+    timeout: float = 120.0,   # seconds that it may take, and 5 more an image
+) -> tuple:                   # value of the set, values of the images, its six parts
+    "SPICE 1.0 by its program. Raises `MetricMissing` when it cannot be had."
+    program = find_java(java)
+    version = java_version(program)
+    path, engine = _spice_jars(version)
+    start = [*_spice_options(version, engine), _heap(8), "-cp", os.pathsep.join(map(str, path))]
+    for cached in (True, False):
+
+        def arguments(given, cached=cached):
+            rest = given[given.index("spice-1.0.jar") + 1 :]
+            cache = rest.index("-cache")
+            rest = rest if cached else rest[:cache] + rest[cache + 2 :]
+            return [*start, "edu.anu.spice.SpiceScorer", *rest]
+
+        shim = _Java(program, arguments, timeout + 5 * len(caps))
+        try:
+            value, values = _spice_once(refs, caps, shim, cached)
+            return value, [v["All"]["f"] for v in values], _parts(values)
+        except (OSError, ValueError, KeyError) as e:
+            if shim.late or not cached:
+                raise MetricMissing(f"SPICE's process failed: {shim.reason(e)}") from e
+
+# %% ../nbs/82_programs.ipynb #5d67a30e
+def bleu(
+    refs: dict,  # image id -> list of captions, tokenized
+    caps: dict,  # image id -> list of one caption, tokenized
+) -> dict:       # metric -> (value, values, rows)
+    "BLEU-1 to BLEU-4 by pycocoevalcap, and the rows that their sums are made of."
+    scorer = importlib.import_module("pycocoevalcap.bleu.bleu").Bleu(4)
+    value, values = scorer.compute_score(refs, caps, verbose=0)
+    rows = np.array([bleu_row(caps[i][0], refs[i]) for i in caps], float)
+    return {f"Bleu_{k + 1}": (value[k], values[k], rows) for k in range(4)}
+
+
+def rouge(
+    refs: dict,  # image id -> list of captions, tokenized
+    caps: dict,  # image id -> list of one caption, tokenized
+) -> tuple:      # value, values
+    "ROUGE-L by pycocoevalcap."
+    return importlib.import_module("pycocoevalcap.rouge.rouge").Rouge().compute_score(refs, caps)
+
+# %% ../nbs/82_programs.ipynb #dd4d8e01
+class _Corpus(list):
+    "A list that says the length of the corpus whose document frequencies are used."
+
+    def __init__(self, items, n: int):
+        super().__init__(items)
+        self.n = n
+
+    def __len__(self):
+        return self.n
+
+
+def cider(
+    refs: dict,                       # image id -> list of captions, tokenized
+    caps: dict,                       # image id -> list of one caption, tokenized
+    frequencies: dict | None = None,  # as `read_document_frequencies` gives them
+) -> tuple:                           # value, values
+    "CIDEr-D by pycocoevalcap, within these images or with another set's document frequencies."
+    if frequencies is None:
+        scorer = importlib.import_module("pycocoevalcap.cider.cider").Cider()
+        return scorer.compute_score(refs, caps)
+    scorer = importlib.import_module("pycocoevalcap.cider.cider_scorer").CiderScorer()
+    for i in caps:
+        scorer += (caps[i][0], refs[i])
+    scorer.crefs = _Corpus(scorer.crefs, frequencies["n"])
+    counts = {tuple(gram.split()): k for gram, k in frequencies["counts"].items()}
+    scorer.document_frequency.update(counts)
+    values = scorer.compute_cider()
+    return float(np.mean(values)), values
+
+# %% ../nbs/82_programs.ipynb #f09ef4cd
+def _tokenized(references: dict, java: str | None) -> dict:
+    "References as the scorer sees them, by running number."
+    return tokenize_captions(dict(enumerate(references.values())), java)
+
+
+def write_document_frequencies(
+    references: dict | str | os.PathLike,  # image id -> list of captions; or a file of them
+    path: str | os.PathLike,               # where to write
+    tokenized: bool = False,               # True: words are joined by one space already
+    java: str | None = None,               # a `java` program; found by itself when not given
+) -> Path:                                 # the path
+    "Count in how many images each n-gram of 1 to 4 words stands. Raises as the readers do."
+    if not isinstance(references, Mapping):
+        references = read_references(references)
+    if not references:
+        raise ValueError("references is empty: there is nothing to count")
+    given = {i: caption_texts(f"the references of {i!r}", r) for i, r in references.items()}
+    texts = given if tokenized else _tokenized(given, java)
+    counts = Counter()
+    for captions in texts.values():
+        counts.update({g for c in captions for n in (1, 2, 3, 4) for g in grams(c, n)})
+    common = {" ".join(g): k for g, k in sorted(counts.items()) if k > 1}
+    words = "given" if tokenized else "PTB tokenizer"
+    source = fingerprint_of(sorted([str(i), texts] for i, texts in given.items()))
+    return write_json(path, dict(n=len(given), source=source, words=words, counts=common))
+
+# %% ../nbs/82_programs.ipynb #74124623
+def read_document_frequencies(
+    given: Mapping | str | os.PathLike,  # a file that `write_document_frequencies` wrote
+    words: str,                          # how the captions' words are made
+) -> dict:                               # n, source, words, counts
+    "Counts of a corpus. Raises `ValueError` or `TypeError` that names the file and what is wrong."
+    name = "document_frequencies" if isinstance(given, Mapping) else os.fspath(given)
+    data = given if isinstance(given, Mapping) else load_json(given)[0]
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{name} must be an object with n, source, words and counts, got a list")
+    if missing := [k for k in ("n", "source", "words", "counts") if k not in data]:
+        raise ValueError(f"{name} has no {missing[0]}: write_document_frequencies makes such files")
+    n = check_count(f"{name}: n", data["n"])
+    check_text(f"{name}: source", data["source"], empty=False)
+    if data["words"] != words:
+        told = f"counted words made by {shown(data['words'])}, the captions' are made by {words!r}"
+        raise ValueError(f"{name} has {told}")
+    if not isinstance(data["counts"], Mapping):
+        raise ValueError(f"{name}: counts must be an object, got {shown(data['counts'])}")
+    for gram, k in data["counts"].items():
+        check_count(f"{name}: counts of {gram!r} ({shown(k)})", k, 1, n)
+    return dict(data)

@@ -18,8 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from fastcore.basics import patch
 from .checks import check_seed, check_text, one_line, shown, some
-from .datasets import Picture, read_pictures, _number
-from .scoring import _finder
+from .datasets import Picture, read_pictures, _finder, _number
 
 # %% auto #0
 __all__ = ['PICTURE_ENDINGS', 'picture_seed', 'RunStopped', 'RunInterrupted', 'RunLog', 'find_pictures', 'versions',

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from .checks import check_choice, check_count, check_seed, check_texts, shown, some
 from .store import write_json
-from .metrics import ScoreReport
+from .reports import ScoreReport
 from .datasets import Picture
 from .scoring import COCO_METRICS, IMAGE_METRICS, score_report
 from fuse_nb.runlog import (

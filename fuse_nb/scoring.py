@@ -2,325 +2,281 @@
 
 # %% ../nbs/83_scoring.ipynb #4ad89601
 from __future__ import annotations
-import functools
 import hashlib
-import importlib
-import importlib.metadata
-import importlib.util
 import json
 import math
 import os
-import re
 import sys
 import warnings
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
 import numpy as np
-from fuse_nb.metrics import (
-    ScoreReport,
-    caption_statistics,
-    _interval,
-    _kept,
-    _of,
-    _refuse,
-    _some,
-    _texts,
-)
-from .datasets import read_pictures, read_predictions, read_references, _number
+from .admission import admitted, check_references, refuse_empty  # noqa: F401
+from .checks import check_count, check_number, check_seed, shown
+from .clipscore import clip_scores
+from .datasets import Picture, read_pictures, read_predictions, read_references, _finder
+from .java import MetricMissing, find_java, java_version, tokenize_captions
+from .metrics import bootstrap, grams, pooled
 from fuse_nb.programs import (
-    MetricMissing,
-    find_java,
-    java_version,
-    tokenize_captions,
-    _meteor,
-    _spice,
+    bleu,
+    cider,
+    meteor,
+    read_document_frequencies,
+    rouge,
+    spice,
+    write_document_frequencies,  # noqa: F401
     _spice_jars,
 )
+from .reports import ScoreReport, caption_statistics, rows_name
 
 # %% auto #0
-__all__ = ['COCO_METRICS', 'IMAGE_METRICS', 'probe_metrics', 'score_report', 'score_captions', 'clip_scores', 'score_files']
+__all__ = ['COCO_METRICS', 'IMAGE_METRICS', 'check_metrics', 'probe_metrics', 'score_report', 'score_captions', 'score_files']
 
 # %% ../nbs/83_scoring.ipynb #3ba5c479
 COCO_METRICS = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr", "SPICE")
-
-# %% ../nbs/83_scoring.ipynb #1bde0ce1
 IMAGE_METRICS = ("CLIPScore", "RefCLIPScore")
+
+
+def check_metrics(
+    metrics: str | Iterable[str] | None,  # names, or a text with commas between; None: all
+    images: bool = False,                 # whether there are pictures and a model to see them
+) -> tuple[str, ...]:
+    "Names of metrics, each once; Bleu is all four. Raises `TypeError` or `ValueError`."
+    known = COCO_METRICS + (IMAGE_METRICS if images else ())
+    if metrics is None:
+        return known
+    if not isinstance(metrics, Iterable):
+        raise TypeError(f"metrics must be names of metrics, got {shown(metrics)}")
+    given = metrics.split(",") if isinstance(metrics, str) else list(metrics)
+    if other := [m for m in given if not isinstance(m, str)]:
+        raise TypeError(f"metrics must be names of metrics, got {shown(other[0])} among them")
+    names = [m.strip() for m in given if m.strip()]
+    if not names:
+        raise ValueError("metrics is empty: name at least one, or leave it out for all")
+    for m in names:
+        if m in IMAGE_METRICS and not images:
+            raise ValueError(f"metrics: {m} needs images (id -> file) and image_model")
+        if m not in (*known, "Bleu"):
+            raise ValueError(f"metrics: unknown metric {m!r}; known are {', '.join(known)}, Bleu")
+    each = [COCO_METRICS[:4] if m == "Bleu" else (m,) for m in names]
+    return tuple(dict.fromkeys(m for ms in each for m in ms))
 
 # %% ../nbs/83_scoring.ipynb #0dfc912d
 def probe_metrics(
     java: str | None = None,  # a `java` program; found by itself when not given
-    tokenized: bool = False,  # True: the captions will come tokenized, so that only METEOR and SPICE need Java
-) -> dict[str, str | None]:  # metric -> None when it can be had, else one line that says why not
+    tokenized: bool = False,  # True: the captions will come tokenized
+) -> dict[str, str | None]:   # metric -> None when it can be had, else one line that says why not
     "What `score_captions` could compute on this machine."
 
-    def why(check):
+    def why(check: Callable) -> str | None:
         try:
             check()
         except MetricMissing as e:
             return str(e)
 
     no_java = why(lambda: java_version(find_java(java)))
-    out = {m: None if tokenized and m not in ("METEOR", "SPICE") else no_java for m in COCO_METRICS}
+    needs = ("METEOR", "SPICE") if tokenized else COCO_METRICS
+    out = {m: no_java if m in needs else None for m in COCO_METRICS}
     if out["SPICE"] is None:
         out["SPICE"] = why(lambda: _spice_jars(java_version(find_java(java))))
     return out
 
-# %% ../nbs/83_scoring.ipynb #cbb960d8
-def _check(predictions, references, subset):
-    "Captions and references by one set of ids, in the captions' order. Ids match by their text, as JSON turns numbers into text."
-    for name, given in (("predictions", predictions), ("references", references)):
-        if not isinstance(given, dict):
-            raise TypeError(
-                f"{name} must be a dict of image id to captions, got {type(given).__name__}"
-            )
-        if len({str(i) for i in given}) < len(given):
-            raise ValueError(f"{name}: two ids are the same when written as text")
-    if not predictions:
-        raise ValueError("predictions is empty: there is no caption to score")
-    named, asked = {str(i): i for i in references}, {str(i) for i in predictions}
-    extra = [i for i in predictions if str(i) not in named]
-    missing = [i for k, i in named.items() if k not in asked]
-    if extra or (missing and not subset):
-        lines = [f"captions without references (ids): {_some(extra)}"] * bool(extra) + [
-            f"references without a caption (ids): {_some(missing)}"
-        ] * bool(missing and not subset)
-        raise ValueError(
-            "predictions and references have different ids; "
-            + "; ".join(lines)
-            + ("" if extra else "; subset=True scores the captions that there are")
-        )
-    caps = {i: _texts(p, f"the caption of {i!r}") for i, p in predictions.items()}
-    refs = {i: _texts(references[named[str(i)]], f"the references of {i!r}") for i in predictions}
-    _refuse(
-        [i for i, c in caps.items() if len(c) != 1],
-        "predictions must hold one caption an image; not so for ids",
-    )
-    _refuse([i for i, r in refs.items() if not r], "no references for ids")
-    return caps, refs, missing
+# %% ../nbs/83_scoring.ipynb #373ee32f
+def _mean_rows(value: float, values: list, *more: dict) -> tuple:
+    "For a metric that is a mean: the photographs' own scores are its rows."
+    return value, values, np.asarray(values, float)[:, None], *more
 
-# %% ../nbs/83_scoring.ipynb #b0ee6653
-def _without_empty(caps, refs):
-    "Captions and references that have a letter or a digit in them, and notes on those left out."
-    full = lambda text: re.search(r"\w", text) is not None
-    out = [i for i, c in caps.items() if not full(c[0])]
-    if len(out) == len(caps):
-        raise ValueError("predictions: every caption is empty")
-    notes = (
-        [f"have an empty caption and so are not in the scores (ids): {_some(out)}"] if out else []
-    )
-    less = [i for i, r in refs.items() if i not in out and not all(map(full, r))]
-    notes += [f"an empty reference was left out (ids): {_some(less)}"] if less else []
-    kept = {i: [t for t in r if full(t)] for i, r in refs.items() if i not in out}
-    _refuse([i for i, r in kept.items() if not r], "no reference with a word in it for ids")
-    return {i: c for i, c in caps.items() if i in kept}, kept, notes
 
-# %% ../nbs/83_scoring.ipynb #0bc5c135
-def _refuse_empty(caps, refs, when=""):
-    _refuse([i for i, c in caps.items() if not c[0].strip()], f"empty caption{when} for ids")
-    _refuse(
-        [i for i, r in refs.items() if not all(t.strip() for t in r)],
-        f"empty reference{when} for ids",
-    )
-
-# %% ../nbs/83_scoring.ipynb #1c7af143
-def _python_metrics(name, refs, caps):
-    "`{metric: (value, values, rows)}` of one of pycocoevalcap's scorers that need no Java."
-    module = importlib.import_module(f"pycocoevalcap.{name}.{name}")
-    if name != "bleu":
-        value, values = getattr(module, name.title())().compute_score(refs, caps)
-        return {
-            "ROUGE_L" if name == "rouge" else "CIDEr": (
-                value,
-                values,
-                np.asarray(values, float)[:, None],
-            )
-        }
-    scorer = importlib.import_module("pycocoevalcap.bleu.bleu_scorer").BleuScorer(n=4)
-    for i in caps:
-        scorer += (caps[i][0], refs[i])
-    value, values = scorer.compute_score(option="closest", verbose=0)
-    rows = np.array(
-        [
-            [
-                c["testlen"],
-                min((abs(l - c["testlen"]), l) for l in c["reflen"])[1],
-                *c["guess"],
-                *c["correct"],
-            ]
-            for c in scorer.ctest
-        ],
-        float,
-    )
-    return {f"Bleu_{k + 1}": (value[k], values[k], rows) for k in range(4)}
-
-# %% ../nbs/83_scoring.ipynb #dffbe059
-def _java_metric(name, refs, caps, java, timeout):
+def _ask(name: str, refs: dict, caps: dict, frequencies: dict | None, **how) -> dict:
+    "`{metric: (value, values, rows)}`, and for SPICE a fourth, of one metric, or all of Bleu."
+    if name == "Bleu":
+        return bleu(refs, caps)
     if name == "METEOR":
-        return {name: _meteor(refs, caps, java, timeout)}
-    value, values = _spice(refs, caps, java, timeout)
-    return {name: (value, values, np.asarray(values, float)[:, None])}
+        return {name: meteor(refs, caps, **how)}
+    if name == "SPICE":
+        value, values, parts = spice(refs, caps, **how)
+        return {name: _mean_rows(value, values, parts)}
+    found = rouge(refs, caps) if name == "ROUGE_L" else cider(refs, caps, frequencies)
+    return {name: _mean_rows(*found)}
+
+# %% ../nbs/83_scoring.ipynb #f13e526b
+def _with_progress(names: list, progress: bool) -> Iterator:
+    "The names, with a bar on the standard error."
+    if not progress:
+        yield from names
+        return
+    from tqdm import tqdm
+
+    bar = tqdm(names, file=sys.stderr, unit="metric", leave=False)
+    for name in bar:
+        bar.set_description(name)
+        yield name
+
+# %% ../nbs/83_scoring.ipynb #c97f8f3e
+def _pictures_scored(model: object, images: dict, raw_caps: dict, raw_refs: dict) -> dict:
+    "The two image metrics, as `_ask` gives metrics. Texts go in as they were written."
+    captions = {i: c[0] for i, c in raw_caps.items()}
+    found = clip_scores(model, images, captions, raw_refs)
+    each = {m: list(v.values()) for m, v in found.items()}
+    return {m: _mean_rows(float(np.mean(v)), v) for m, v in each.items()}
+
+
+def _sees(images: object, image_model: object) -> bool:
+    "Whether there are pictures and a model to see them. Raises for one without the other."
+    if images is None and image_model is None:
+        return False
+    if images is None or image_model is None:
+        given, other = ("image_model", "images") if images is None else ("images", "image_model")
+        raise ValueError(f"{given} is given without {other}: give both, or none")
+    if not isinstance(images, dict):
+        raise TypeError(f"images must be a dict of image id to file, got {shown(images)}")
+    if not all(callable(getattr(image_model, m, None)) for m in ("encode", "encode_image")):
+        told = f"must have encode and encode_image, got {shown(image_model)}"
+        raise TypeError(f"image_model {told}")
+    return True
+
+# %% ../nbs/83_scoring.ipynb #7be06ec2
+def _meaningless(found: dict, caps: dict, refs: dict, counts: dict | None) -> list[str]:
+    "Notes on scores that say nothing about the captions."
+    notes = []
+    if "CIDEr" in found and counts is None:
+        kinds = [{g for r in rs for n in (1, 2, 3, 4) for g in grams(r, n)} for rs in refs.values()]
+        told = "so it says nothing: score more images, or give document_frequencies"
+        if len(refs) == 1:
+            notes.append(f"CIDEr of one image is 0 by construction (log(1/1) is 0), {told}")
+        elif all(k == kinds[0] for k in kinds):
+            notes.append(f"CIDEr is 0 by construction, as every image has the same words, {told}")
+    longest = max(len(c[0].split()) for c in caps.values())
+    if short := [m for m in found if m.startswith("Bleu_") and longest < int(m[-1])]:
+        least = min(int(m[-1]) for m in short)
+        notes.append(f"{', '.join(short)}: 0 by construction, as no caption has {least} words")
+    return notes
+
+# %% ../nbs/83_scoring.ipynb #4fdd97f8
+def _settings(samples: int, level: float, seed: int, timeout: float) -> dict:
+    "What a report says about itself. Raises for a number that is none."
+    check_number("timeout", timeout, above=0)
+    level = check_number("level", level, high=1 - 1e-9, above=0)
+    return dict(
+        samples=check_count("samples", samples, 0), level=level, seed=check_seed("seed", seed)
+    )
+
+
+def _frequencies(given: object, wanted: tuple, tokenized: bool) -> dict | None:
+    "The stored counts, where they are given."
+    if given is None:
+        return None
+    if "CIDEr" not in wanted:
+        raise ValueError("document_frequencies are for CIDEr, which is not among metrics")
+    return read_document_frequencies(given, "given" if tokenized else "PTB tokenizer")
+
+# %% ../nbs/83_scoring.ipynb #fdadfe4a
+def _as_words(raw_caps: dict, raw_refs: dict, java: str | None) -> tuple:
+    "Captions and references by running number as the tokenizer has them; why it failed, or None."
+    ids = list(raw_caps)
+    caps, refs = (dict(enumerate(d[i] for i in ids)) for d in (raw_caps, raw_refs))
+    try:
+        caps, refs = tokenize_captions(caps, java), tokenize_captions(refs, java)
+    except MetricMissing as e:
+        told = "COCO's metrics count the words of its Java tokenizer; no other one takes its place"
+        return caps, refs, f"{e} ({told})"
+    named = ({ids[k]: texts for k, texts in d.items()} for d in (caps, refs))
+    refuse_empty(*named, " after tokenizing")
+    return caps, refs, None
+
+# %% ../nbs/83_scoring.ipynb #dc1df2bb
+def _asked(names: list, refs: dict, caps: dict, counts, progress: bool, **how) -> tuple:
+    "What the metrics say, and why some say nothing."
+    found, missing = {}, {}
+    for name in _with_progress(names, progress):
+        try:
+            found |= _ask(name, refs, caps, counts, **how)
+        except MetricMissing as e:
+            missing[name] = str(e)
+    return found, missing
 
 # %% ../nbs/83_scoring.ipynb #64e80437
 def score_report(
     predictions: dict,  # image id -> caption
-    references: dict,  # image id -> list of captions
-    metrics: list | None = None,  # names out of `COCO_METRICS`; all of them when not given
+    references: dict,   # image id -> list of captions
+    metrics: str | list | None = None,  # as for `check_metrics`
     *,
-    subset: bool = False,  # True: score the captions that there are, although other images have references too
-    drop_empty: bool = False,  # True: leave out captions without a word, and say so, instead of refusing them
-    tokenized: bool = False,  # True: the captions are tokenized already, words joined by one space
-    images: dict | None = None,  # image id -> picture file, for CLIPScore and RefCLIPScore
-    image_model=None,  # a `models.ImageTextModel`, for these two
-    samples: int = 1000,  # bootstrap samples; 0 for no intervals
-    level: float = 0.95,  # how much of the bootstrap the interval covers
-    seed: int = 0,  # of the bootstrap
-    java: str | None = None,  # a `java` program; found by itself when not given
-    timeout: float = 120.0,  # seconds without an answer after which a metric's process is ended
-    progress: bool = False,  # a bar on the standard error
+    subset: bool = False,      # True: score the captions that there are, not all references
+    drop_empty: bool = False,  # True: leave captions without a word out, and say so
+    tokenized: bool = False,   # True: words are joined by one space already
+    images: dict | None = None,         # image id -> picture file, for the image metrics
+    image_model: object | None = None,  # an `images.ImageTextModel`, for the same
+    document_frequencies: dict | str | os.PathLike | None = None,  # a corpus' counts, for CIDEr
+    samples: int = 1000,       # bootstrap samples; 0 for no intervals
+    level: float = 0.95,       # how much of the bootstrap the interval covers
+    seed: int = 0,             # of the bootstrap
+    java: str | None = None,   # a `java` program; found by itself when not given
+    timeout: float = 120.0,    # seconds of silence after which a metric's process is ended
+    progress: bool = False,    # a bar on the standard error
 ) -> ScoreReport:
-    """Score captions with pycocoevalcap as COCO's evaluation does, and say how sure the scores are.
-    Raises `ValueError` for empty captions, for ids on one side only and for unknown metrics, `TypeError` for what is not text."""
-    wanted = _wanted(metrics, images, image_model)
-    raw_caps, raw_refs, left = _check(predictions, references, subset)
-    if drop_empty:
-        raw_caps, raw_refs, notes = _without_empty(raw_caps, raw_refs)
-    else:
-        notes = []
-    _refuse_empty(raw_caps, raw_refs)
-    ids = list(raw_caps)
-    caps, refs = ({k: d[i] for k, i in enumerate(ids)} for d in (raw_caps, raw_refs))
-    missing, found, untokenized = {}, {}, None
-    if not tokenized and set(wanted) & set(COCO_METRICS):
-        try:
-            caps, refs = tokenize_captions(caps, java), tokenize_captions(refs, java)
-        except MetricMissing as e:
-            untokenized = f"{e} (COCO's metrics count the words of its Java tokenizer; no other one is put in its place)"
-            missing = {m: untokenized for m in wanted if m in COCO_METRICS}
-    if not missing:
-        _refuse_empty(
-            {ids[k]: c for k, c in caps.items()},
-            {ids[k]: r for k, r in refs.items()},
-            " after tokenizing",
-        )
-    jobs = _jobs([m for m in wanted if m not in missing], refs, caps, java, timeout)
-    for name, job in _with_progress(jobs.items(), progress):
-        try:
-            found |= job()
-        except MetricMissing as e:
-            missing[name] = str(e)
+    "Scores as COCO's evaluation gives them, with intervals. Raises `ValueError` or `TypeError`."
+    wanted = check_metrics(metrics, _sees(images, image_model))
+    settings = _settings(samples, level, seed, timeout)
+    counts = _frequencies(document_frequencies, wanted, tokenized)
+    raw_caps, raw_refs, notes = admitted(predictions, references, subset, drop_empty)
+    coco = [m for m in wanted if m in COCO_METRICS]
+    untold, words = None, "given" if tokenized else "PTB tokenizer" if coco else "spaces"
+    caps, refs = (dict(enumerate(d.values())) for d in (raw_caps, raw_refs))
+    if words == "PTB tokenizer":
+        caps, refs, untold = _as_words(raw_caps, raw_refs, java)
+    names = [] if untold else list(dict.fromkeys(map(rows_name, coco)))
+    found, missing = _asked(names, refs, caps, counts, progress, java=java, timeout=timeout)
+    missing |= dict.fromkeys(coco if untold else [], untold)
     if set(wanted) & set(IMAGE_METRICS):
-        for m, v in clip_scores(
-            image_model, images, {i: c[0] for i, c in raw_caps.items()}, raw_refs
-        ).items():
-            found[m] = (
-                np.mean(list(v.values())),
-                list(v.values()),
-                np.array(list(v.values()))[:, None],
-            )
+        found |= _pictures_scored(image_model, images, raw_caps, raw_refs)
+    settings |= dict(words="spaces" if untold else words, references=_digest(raw_refs))
+    settings |= dict(document_frequencies={k: counts[k] for k in ("n", "source")}) if counts else {}
     found = {m: found[m] for m in wanted if m in found}
-    by = (
-        "given"
-        if tokenized
-        else "PTB tokenizer"
-        if any(m in COCO_METRICS and missing.get(m) != untokenized for m in wanted)
-        else "spaces"
-    )
-    if left:
-        notes.insert(
-            0, f"have references but no caption and so are not in the scores (ids): {_some(left)}"
-        )
-    return _report(
-        ids,
-        found,
-        missing,
-        caps,
-        refs,
-        notes,
-        dict(words=by, samples=samples, level=level, seed=seed, references=_digest(raw_refs)),
-    )
-
-# %% ../nbs/83_scoring.ipynb #eb1a6f2a
-def _wanted(metrics, images, image_model):
-    known = COCO_METRICS + (IMAGE_METRICS if images is not None and image_model is not None else ())
-    if metrics is None:
-        return known
-    metrics = [metrics] if isinstance(metrics, str) else list(metrics)
-    for m in metrics:
-        if m in IMAGE_METRICS and m not in known:
-            raise ValueError(f"metrics: {m} needs images (id -> file) and image_model")
-        if m not in known:
-            raise ValueError(
-                f"metrics: unknown metric {m!r}; known are {', '.join(COCO_METRICS + IMAGE_METRICS)}"
-            )
-    if not metrics:
-        raise ValueError("metrics is empty: name at least one, or leave it out for all")
-    return tuple(dict.fromkeys(metrics))
-
-# %% ../nbs/83_scoring.ipynb #2c0b971e
-def _jobs(wanted, refs, caps, java, timeout):
-    jobs = {}
-    if any(m.startswith("Bleu") for m in wanted):
-        jobs["Bleu"] = lambda: _python_metrics("bleu", refs, caps)
-    if "ROUGE_L" in wanted:
-        jobs["ROUGE_L"] = lambda: _python_metrics("rouge", refs, caps)
-    if "CIDEr" in wanted:
-        jobs["CIDEr"] = lambda: _python_metrics("cider", refs, caps)
-    for name in ("METEOR", "SPICE"):
-        if name in wanted:
-            jobs[name] = functools.partial(_java_metric, name, refs, caps, java, timeout)
-    return jobs
-
-# %% ../nbs/83_scoring.ipynb #db3e84ae
-def _with_progress(jobs, progress):
-    from tqdm import tqdm
-
-    bar = tqdm(list(jobs), disable=not progress, file=sys.stderr, unit="metric", leave=False)
-    for name, job in bar:
-        bar.set_description(name)
-        yield name, job
+    notes += _meaningless(found, caps, refs, counts)
+    return _report(list(raw_caps), found, missing, caps, refs, notes, settings)
 
 # %% ../nbs/83_scoring.ipynb #adedcd0e
-def _digest(refs):
-    return hashlib.sha256(
-        json.dumps([[str(i), r] for i, r in sorted(refs.items(), key=lambda x: str(x[0]))]).encode()
-    ).hexdigest()[:16]
+def _digest(refs: dict) -> str:
+    "What tells one set of references from another."
+    items = [[str(i), r] for i, r in sorted(refs.items(), key=lambda x: str(x[0]))]
+    return hashlib.sha256(json.dumps(items).encode()).hexdigest()[:16]
 
 # %% ../nbs/83_scoring.ipynb #08584f22
-def _report(ids, found, missing, caps, refs, notes, settings):
-    intervals = {}
-    for m, (value, values, rows) in found.items():
-        if not math.isclose(
-            float(_of(m)(rows.sum(0), len(ids))), float(value), rel_tol=1e-6, abs_tol=1e-9
-        ):
-            notes.append(
-                f"{m}: no interval, because its counts do not add up to the program's value"
-            )
-        elif settings["samples"]:
-            intervals[m] = _interval(
-                m, rows, settings["samples"], settings["level"], settings["seed"]
-            )
+def _report(ids, found, missing, caps, refs, notes, settings) -> ScoreReport:
+    "The report, with intervals where the rows add up to the program's value."
+    samples, level, seed = (settings[k] for k in ("samples", "level", "seed"))
+    intervals, rows = {}, {}
+    for m, (value, _, counted, *_) in found.items():
+        ours = float(pooled(m, counted.sum(0), len(ids)))
+        if not math.isclose(ours, float(value), rel_tol=1e-6, abs_tol=1e-9):
+            told = "no interval, because its counts do not add up to the program's value"
+            notes.append(f"{m}: {told}")
+            continue
+        rows[rows_name(m)] = counted
+        if samples and len(ids) > 1:
+            intervals[m] = bootstrap(m, counted, samples, level, seed)
+    if samples and found and len(ids) == 1:
+        notes.append("no interval: one image says nothing about others")
     return ScoreReport(
         scores={m: float(v[0]) for m, v in found.items()},
-        intervals=intervals,
-        missing=missing,
-        notes=notes,
-        n=len(ids),
-        settings=settings,
         per_image={m: {i: float(x) for i, x in zip(ids, v[1])} for m, v in found.items()},
-        rows={
-            _kept(m): v[2] for m, v in found.items() if m in intervals or not settings["samples"]
-        },
-        statistics=caption_statistics({i: c[0] for i, c in caps.items()}, refs),
+        details={m: v[3] for m, v in found.items() if len(v) > 3},
+        statistics=caption_statistics({k: c[0] for k, c in caps.items()}, refs),
+        intervals=intervals, rows=rows, missing=missing, notes=notes, n=len(ids),
+        settings=settings,
     )
 
 # %% ../nbs/83_scoring.ipynb #ebf35351
 def score_captions(
     predictions: dict,  # image id -> caption
-    references: dict,  # image id -> list of captions
-    metrics: list | None = None,  # names out of `COCO_METRICS`; all of them when not given
-    **kwargs,  # as for `score_report`
-) -> dict:  # metric -> value on pycocoevalcap's own scale
+    references: dict,   # image id -> list of captions
+    metrics: str | list | None = None,  # as for `check_metrics`
+    **kwargs,           # as for `score_report`, without samples, level and seed
+) -> dict:              # metric -> value on pycocoevalcap's own scale
     """The scores alone. A metric that cannot be computed is left out with a warning that says why.
-    Raises `MetricMissing` for a metric asked for by name, and else what `score_report` raises."""
+    Raises `MetricMissing` for one asked for by name, else what `score_report` raises."""
+    if interval := [k for k in ("samples", "level", "seed") if k in kwargs]:
+        told = "score_captions gives no intervals; score_report does"
+        raise ValueError(f"{', '.join(interval)} cannot be given: {told}")
     report = score_report(predictions, references, metrics, samples=0, **kwargs)
     lines = [f"{m}: {why}" for m, why in report.missing.items()]
     if metrics is not None and lines:
@@ -329,79 +285,46 @@ def score_captions(
         warnings.warn(f"missing metric {line}", stacklevel=2)
     return report.scores
 
-# %% ../nbs/83_scoring.ipynb #28b0acca
-def clip_scores(
-    model,  # an image-text model: `encode_image(files)` and `encode(texts)` give rows of length 1
-    images: dict,  # image id -> picture file
-    captions: dict,  # image id -> caption
-    references: dict | None = None,  # image id -> list of captions; without them no RefCLIPScore
-    prefix: str = "A photo depicts ",  # put before each text, as the paper does
-) -> dict:  # "CLIPScore" and "RefCLIPScore" -> {image id: value}
-    "How well captions and pictures agree, as a model sees it. Raises `ValueError` when a caption has no picture."
-    files = {str(i): f for i, f in images.items()}
-    _refuse([i for i in captions if str(i) not in files], "images: no picture for ids")
-    as_rows = lambda x: np.asarray(x.detach().cpu() if hasattr(x, "detach") else x, float)
-    ids = list(captions)
-    texts = as_rows(model.encode([prefix + captions[i] for i in ids]))
-    clip = 2.5 * np.maximum(
-        0, (texts * as_rows(model.encode_image([files[str(i)] for i in ids]))).sum(1)
-    )
-    out = {"CLIPScore": dict(zip(ids, clip.tolist()))}
-    if references is None:
-        return out
-    flat = as_rows(model.encode([prefix + r for i in ids for r in references[i]]))
-    ends = np.cumsum([len(references[i]) for i in ids])
-    near = np.array(
-        [
-            max(0.0, (flat[e - len(references[i]) : e] @ t).max())
-            for i, e, t in zip(ids, ends, texts)
-        ]
-    )
-    return out | {
-        "RefCLIPScore": dict(zip(ids, (2 * clip * near / np.maximum(clip + near, 1e-12)).tolist()))
-    }
-
-# %% ../nbs/83_scoring.ipynb #f3bc782d
-def _names(name):
-    "Everything that `name` (an id or a file) may be called, surest first."
-    path = Path(str(name).replace("\\", "/"))
-    number = _number(path.name)
-    return list(
-        dict.fromkeys(
-            [str(path.as_posix()), path.name, path.stem]
-            + ([str(number)] if number is not None else [])
-        )
-    )
-
-# %% ../nbs/83_scoring.ipynb #35148dd1
-def _finder(pictures):
-    "A function from any name of a picture to that picture, or None."
-    by_id, by_name = {str(p.id): p for p in pictures}, {}
-    for p in pictures:
-        for n in _names(p.file if p.file else p.id):
-            by_name.setdefault(n, p)
-    return lambda name: (
-        by_id.get(str(name))
-        or next((by_name[n] for n in _names(name) if n in by_name), None)
-        or next((by_id[n] for n in _names(name) if n in by_id), None)
-    )
-
 # %% ../nbs/83_scoring.ipynb #c2066b6b
+def _renamed(caps: dict, files: tuple, find: Callable) -> dict:
+    "Captions under the references' ids."
+    matched = {i: find(i) for i in caps}
+    out = {p.id if p else i: caps[i] for i, p in matched.items()}
+    if len(out) < len(caps):
+        raise ValueError(f"{files[0]}: two of its ids name the same image of {files[1]}")
+    return out
+
+
+def _reasons(missing: dict) -> str:
+    "Why metrics are missing, each reason once."
+    by_reason = {}
+    for m, why in missing.items():
+        by_reason.setdefault(why, []).append(m)
+    return "; ".join(f"{', '.join(ms)}: {why}" for why, ms in by_reason.items())
+
+# %% ../nbs/83_scoring.ipynb #bfa4d384
 def score_files(
     predictions: str | os.PathLike,  # a file of a system's captions
-    references: str | os.PathLike,  # a file of human captions; MAGIC's files are both
-    metrics: list | None = None,
-    split: str | None = None,
-    sentiment: str | None = None,
-    **kwargs,  # as for `score_report`
+    references: str | os.PathLike,   # a file of human captions; MAGIC's files are both
+    metrics: str | list | None = None,  # as for `check_metrics`
+    split: str | None = None,        # of the references
+    sentiment: str | None = None,    # of SentiCap's references
+    images: dict | None = None,      # image id -> picture file, for the image metrics
+    image_model: object | None = None,  # an `images.ImageTextModel`, for the same
+    document_frequencies: str | os.PathLike | dict | None = None,  # a corpus' counts, for CIDEr
+    **kwargs,                        # as for `score_report`
 ) -> ScoreReport:
-    "Score one file against another. Raises what the readers and `score_report` raise."
+    "Score file against file. Raises as readers and `score_report`; `MetricMissing` for nothing."
+    more = dict(image_model=image_model, document_frequencies=document_frequencies, **kwargs)
+    check_metrics(metrics, _sees(images, image_model))    # before any file is read
     caps, refs = read_predictions(predictions), read_references(references, split, sentiment)
     if {str(i) for i in caps} - {str(i) for i in refs}:
-        find = _finder([p for p in read_pictures(references, split, sentiment) if p.id in refs])
-        matched = {i: find(i) for i in caps}
-        renamed = {matched[i].id if matched[i] else i: c for i, c in caps.items()}
-        if len(renamed) < len(caps):
-            raise ValueError(f"{predictions}: two of its ids name the same image of {references}")
-        caps = renamed
-    return score_report(caps, refs, metrics, **kwargs)
+        known = [p for p in read_pictures(references, split, sentiment) if p.id in refs]
+        caps = _renamed(caps, (predictions, references), _finder(known))
+    if images is not None:
+        find = _finder([Picture(i, os.fspath(f), path=f) for i, f in images.items()])
+        images = {i: p.path for i in caps if (p := find(i))}
+    report = score_report(caps, refs, metrics, images=images, **more)
+    if not report.scores:
+        raise MetricMissing(f"nothing could be scored: {_reasons(report.missing)}")
+    return report

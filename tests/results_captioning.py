@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fuse_nb.captioning import WEIGHTS
-from fuse_nb.metrics import compare_values, result_row
+from fuse_nb.results import compare_values, result_row
 from fuse_nb.datasets import read_references
 from fuse_nb.scoring import score_report
 

@@ -10,7 +10,7 @@ import skimage.data, sklearn.datasets, torch
 from tqdm import tqdm
 
 from fuse_nb.captioning import Captioner
-from fuse_nb.metrics import sentiment_accuracy
+from fuse_nb.results import sentiment_accuracy
 from fuse_nb.store import installed
 from fuse_nb.causal import CausalLM
 from fuse_nb.losses import ZeroShotLabel
