@@ -12,7 +12,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "causal": ["CausalLM"],
         "encoders": ["TextEncoder"],
-    "classifiers": ["Classifier"],
+        "classifiers": ["Classifier"],
         "images": ["ImageTextModel"],
         "fitting": ["FuseAdapter"],
         "gradient": ["bridge"],

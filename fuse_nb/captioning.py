@@ -18,7 +18,7 @@ from .search import Result
 from .autodan import AutoDAN
 
 # %% auto #0
-__all__ = ['WEIGHTS', 'METHODS', 'Captioner', 'all_weights', 'check_words', 'check_kept', 'draw_shares', 'draw',
+__all__ = ['WEIGHTS', 'METHODS', 'Captioner', 'all_weights', 'check_wording', 'check_kept', 'draw_shares', 'draw',
            'method_settings', 'checked_settings', 'caption']
 
 # %% ../nbs/70_captioning.ipynb #d6ecca28
@@ -38,7 +38,7 @@ class Captioner:
         weights: dict | None = None,          # instead of `WEIGHTS`, for the names given
         scope: str = "found",                 # tokens of fluency; "text": the prefix's too
     ):
-        check_words(prefix, sentiment)
+        check_wording(prefix, sentiment)
         check_kept(prefix, lm)
         self.lm, self.image_model, self.prefix, self.scope = lm, image_model, prefix, scope
         self.weights, self.optimizer = all_weights(weights), optimizer or AutoDAN(end=".")
@@ -85,7 +85,7 @@ def all_weights(given: dict | None) -> dict[str, float]:
     return {**WEIGHTS, **(given or {})}
 
 # %% ../nbs/70_captioning.ipynb #4653c4db
-def check_words(prefix: str, sentiment: str | None, **models) -> None:
+def check_wording(prefix: str, sentiment: str | None, **models) -> None:
     "Raises `ValueError` or `TypeError` for a prefix without text, a third mood, a nameless model."
     for name, x in models.items():
         if not isinstance(x, (str, Path)):
@@ -182,7 +182,7 @@ def from_pretrained(
 ) -> Captioner:
     "Load two models and their adapter. Raises `ValueError` or `TypeError` for what is unknown."
     settings, more = checked_settings(method, weights, **options)
-    check_words(prefix, sentiment, lm=lm, image_model=image_model)  # all before anything is loaded
+    check_wording(prefix, sentiment, lm=lm, image_model=image_model)  # before anything is loaded
     source = CausalLM.from_pretrained(lm, device=device)
     target = ImageTextModel.from_pretrained(image_model, device=device)
     fitted = adapter and FuseAdapter.from_pretrained(adapter, source, target, source.device)

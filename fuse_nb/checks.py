@@ -18,7 +18,7 @@ def shown(x: object) -> str:
     if x is None or isinstance(x, (bool, numbers.Number)):
         return repr(x) if len(repr(x)) <= 40 else f"{repr(x)[:20]}... ({len(repr(x))} digits)"
     if isinstance(x, str):
-        return repr(x) if len(x) <= 60 else f"{x[:57]!r}... ({len(x)} characters)"
+        return repr(x) if len(x) <= 60 else f"{x[:37] + '...' + x[-20:]!r} ({len(x)} characters)"
     return type(x).__name__
 
 # %% ../nbs/02_checks.ipynb #16231a61

@@ -73,7 +73,7 @@ def _said(sums: Tensor) -> dict:
     return dict(words=int(sums[0]), r2=ratio(sums[1], sums[2]), r2_weighted=ratio(sums[3], sums[4]))
 
 # %% ../nbs/48_fitting.ipynb #c5cc9e88
-def check_word_choice(words) -> list[str] | Spellings | int | None:
+def check_word_choice(words: object) -> list[str] | Spellings | int | None:
     "What `fit` takes for words: a list, spellings, how many of wordfreq's, or None."
     if words is None or isinstance(words, Spellings):
         return words
@@ -82,7 +82,7 @@ def check_word_choice(words) -> list[str] | Spellings | int | None:
     return check_words(words)
 
 
-def check_ridge(ridge) -> float | dict | str:
+def check_ridge(ridge: object) -> float | dict | str:
     "'auto', a finite number >= 0, or a dict from class to one of these."
     if isinstance(ridge, dict):
         return {check_count("ridge, its classes", l): check_ridge(r) for l, r in ridge.items()}
@@ -93,7 +93,7 @@ def check_ridge(ridge) -> float | dict | str:
     return check_number("ridge", ridge, low=0)
 
 
-def check_center(center) -> bool:
+def check_center(center: object) -> bool:
     "True or False."
     if not isinstance(center, bool):
         raise ValueError(f"center must be True or False, got {shown(center)}")
@@ -126,7 +126,9 @@ def checked_options(options: dict) -> dict:
     return out
 
 # %% ../nbs/48_fitting.ipynb #b0404167
-def spelled_words(source, target, words, frequencies, forms) -> tuple[Spellings, str]:
+def spelled_words(
+    source: object, target: object, words: object, frequencies: object, forms: object
+) -> tuple[Spellings, str]:
     "Whatever was given for words, spelled; and what to call it."
     if frequencies is not None and (words is None or isinstance(words, (int, Spellings))):
         raise ValueError("frequencies are for a list of words: other choices bring their own")
@@ -138,7 +140,7 @@ def spelled_words(source, target, words, frequencies, forms) -> tuple[Spellings,
     return spell(source, target, words, frequencies, forms), "given"
 
 
-def make_plan(source, target, spelled: Spellings, options: dict) -> Plan:
+def make_plan(source: object, target: object, spelled: Spellings, options: dict) -> Plan:
     "Tables where sums can be kept in float64, parts, weights."
     tables = [m.embedding_table.detach() for m in (source, target)]
     tables = [t.to(home(t.device)) for t in tables]
@@ -153,7 +155,7 @@ def make_plan(source, target, spelled: Spellings, options: dict) -> Plan:
 # %% ../nbs/48_fitting.ipynb #f1cf476a
 def with_class(
     spelled: Spellings,
-    class_of,  # (n_source, n_target) -> class
+    class_of: object,  # (n_source, n_target) -> class
     max_tokens: int,  # longest class
     models: dict,  # "source" and "target"
 ) -> dict:  # the groups that are fitted
@@ -172,9 +174,9 @@ def with_class(
 @patch(cls_method=True)
 def fit(
     cls: FuseAdapter,
-    source,  # two models: `.tokenizer`, `.embedding_table` (V, d), `.name`
-    target,
-    words=None,  # a list, what `spell` made of one, or how many of wordfreq's; None: 40,000
+    source: object,  # two models: `.tokenizer`, `.embedding_table` (V, d), `.name`
+    target: object,
+    words: object = None,  # a list, what `spell` made of one, or how many; None: 40,000
     max_tokens: int = 4,  # longest class
     ridge: float | dict | str = "auto",  # relative; "auto": chosen for each class; or {l: ridge}
     seed: int = 0,  # decides which words are held out
@@ -247,7 +249,7 @@ def max_tokens(self: FuseAdapter) -> int:
     return self.config["max_tokens"]
 
 
-def share_of(spelled: Spellings, test) -> dict:  # test: (n_source, n_target) -> bool
+def share_of(spelled: Spellings, test: object) -> dict:  # test: (n_source, n_target) -> bool
     "Words in the first form whose counts pass the test: how many, their share, that by frequency."
     first = [g[0][g[1] == 0] for ab, g in spelled.groups.items() if test(*ab)]
     at = torch.cat([*first, torch.zeros(0, dtype=torch.long)])
@@ -296,8 +298,8 @@ def wordsdigest_of(words: list[str] | Spellings | int | None) -> str | int | Non
 @patch(cls_method=True)
 def cached(
     cls: FuseAdapter,
-    source,
-    target,
+    source: object,
+    target: object,
     **options,  # of `fit`
 ) -> FuseAdapter:
     "`fit` with these options, or what an earlier run has left in the cache. Raises as `fit` does."

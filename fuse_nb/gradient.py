@@ -69,7 +69,7 @@ def _spread(first: np.ndarray, count: int, l: int) -> np.ndarray:  # (N,) -> (N,
 
 # %% ../nbs/42_gradient.ipynb #c8dfc961
 def route(
-    adapter,  # a `FuseAdapter` that knows its two models
+    adapter: object,  # a `FuseAdapter` that knows its two models
     source_ids: Sequence[Sequence[int]],  # B sequences of source tokens
     prefix: str = "",  # what the target's template puts before the text
     suffix: str = "",  # and after it
@@ -87,7 +87,7 @@ def route(
 
 # %% ../nbs/42_gradient.ipynb #8847500d
 def pull(
-    adapter,  # a fitted `FuseAdapter`
+    adapter: object,  # a fitted `FuseAdapter`
     route: Route,  # of the same batch
     target_grad: Tensor,  # (B, m, d_target) gradient at the target's input embeddings
 ) -> Tensor:  # (B, n, d_source), same dtype and device
@@ -120,7 +120,7 @@ class _Bridge(torch.autograd.Function):
 
 # %% ../nbs/42_gradient.ipynb #b74bb38c
 def bridge(
-    adapter,  # a `FuseAdapter` that knows its two models
+    adapter: object,  # a `FuseAdapter` that knows its two models
     source_embeds: Tensor,  # (n, d_source) or (B, n, d_source) embeddings, padded at the right
     source_ids: Sequence,  # the tokens they stand for: n ids, or B sequences of at most n ids
     prefix: str = "",  # the target's template before the text

@@ -40,6 +40,7 @@ class Fluency:
         return self.lm.nll(seqs, prefix_len=self.first(start), mean=True)
 
     def identity(self) -> str:
+        "What it compares with, as a digest."
         return digest("fluency", self.scope)
 
 # %% ../nbs/50_losses.ipynb #8cb6c927
@@ -91,6 +92,7 @@ class TargetText:
             raise ValueError(f"text {text!r} has no tokens for {self.lm.name}: give a continuation")
 
     def identity(self) -> str:
+        "What it compares with, as a digest."
         return digest("target text", self.text)
 
 # %% ../nbs/50_losses.ipynb #3fac9302
@@ -154,6 +156,7 @@ class NextLogits:
         self.compared = ""  # a subclass says with what
 
     def identity(self) -> str:
+        "What it compares with, as a digest."
         return digest(type(self).__name__, self.label, self.compared)
 
     def exact(self, texts: Sequence[str]) -> Tensor:
@@ -252,6 +255,7 @@ class Penalty:
         return torch.tensor([float(self.count(t)) for t in texts])
 
     def identity(self) -> str:
+        "What it compares with, as a digest."
         return digest("penalty", self.label, self.setting)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from fastcore.basics import patch
 from .store import PACKAGED, sha256_file
 from .autodan import AutoDAN
-from .captioning import Captioner, check_words, checked_settings
+from .captioning import Captioner, check_wording, checked_settings
 
 # %% auto #0
 __all__ = ['model_digest', 'make_captioner', 'settings_identity', 'weights_digest']
@@ -66,7 +66,7 @@ def settings_identity(
 ) -> list[str]:
     """What `make_captioner` would make of these settings, without loading a model.
     Raises `ValueError` or `TypeError` for settings that cannot be."""
-    check_words(prefix, sentiment, lm=lm, image_model=image_model)
+    check_wording(prefix, sentiment, lm=lm, image_model=image_model)
     asked, more = checked_settings(method, weights, **options)
     kept = [model_digest(lm), model_digest(image_model)]
     kept += [f"adapter {model_digest(adapter)}"] if adapter else []

@@ -18,7 +18,7 @@ __all__ = ['special_ids', 'prefix_spans', 'decode_all', 'decoded_spans', 'check_
            'Located', 'locate']
 
 # %% ../nbs/03_offsets.ipynb #bd20460e
-def special_ids(tokenizer) -> frozenset[int]:
+def special_ids(tokenizer: object) -> frozenset[int]:
     "Ids that spell no text: BOS, EOS, CLS, padding and the like, but not the unknown token."
     roles = ("bos", "eos", "pad", "cls", "sep", "mask")
     serving = {getattr(tokenizer, f"{role}_token_id", None) for role in roles}
@@ -52,7 +52,7 @@ _WORD_ENDS = re.compile(r"(?<=\S)(?=\s)|\Z")
 
 # %% ../nbs/03_offsets.ipynb #c54c08aa
 def prefix_spans(
-    tokenizer,           # a Hugging Face tokenizer, also one without offsets
+    tokenizer: object,           # a Hugging Face tokenizer, also one without offsets
     text: str,           # what was tokenized
     content: list[int],  # its n token ids, without those that the tokenizer added
 ) -> list[tuple[int, int]]:  # for each token the characters of all words that it may belong to
@@ -69,7 +69,7 @@ def prefix_spans(
     return spans + [(begin, len(text))] * (len(content) - len(spans))
 
 # %% ../nbs/03_offsets.ipynb #9af9472a
-def decode_all(tokenizer, batch: list[list[int]]) -> list[str]:
+def decode_all(tokenizer: object, batch: list[list[int]]) -> list[str]:
     "What sequences of ids spell, special tokens and all spaces included."
     backend = getattr(tokenizer, "backend_tokenizer", None) if tokenizer.is_fast else None
     if isbuiltin(getattr(backend, "decode", None)):
@@ -125,7 +125,7 @@ class _Reader:
 
 # %% ../nbs/03_offsets.ipynb #ceb9ee78
 def decoded_spans(
-    tokenizer,              # a Hugging Face tokenizer
+    tokenizer: object,              # a Hugging Face tokenizer
     texts: Sequence[str],   # what each row spells, as `decode_all` gives it
     rows: Sequence[list[int]],  # token ids without special ones, in any spelling
 ) -> list[list[tuple[int, int]]]:  # for each row the characters of each of its tokens
@@ -164,7 +164,7 @@ def _whole(name: str, i: object) -> int:
 def check_ids(
     name: str,    # of the argument
     ids: object,  # what was given
-    tokenizer,    # whose vocabulary the ids must be in
+    tokenizer: object,    # whose vocabulary the ids must be in
 ) -> list[int]:
     """One sequence of token ids as a list. Raises `TypeError` for what is not whole numbers,
     `ValueError` for a wrong shape or an unknown id."""
@@ -177,12 +177,12 @@ def check_ids(
     known = set(tokenizer.get_vocab().values())    # a vocabulary may have gaps
     for i in items:
         if i not in known:
-            raise ValueError(f"{name} holds {shown(i)}, which is not in the tokenizer's vocabulary"
+            raise ValueError(f"{name} holds the id {shown(i)}, which is not in the tokenizer's vocabulary"
                              f" of {len(tokenizer)}")
     return items
 
 # %% ../nbs/03_offsets.ipynb #541b6511
-def check_tokenizer(tokenizer) -> None:
+def check_tokenizer(tokenizer: object) -> None:
     "Raises `TypeError` for what is no tokenizer of the transformers library."
     if not callable(tokenizer) or not hasattr(tokenizer, "is_fast"):
         raise TypeError("tokenizer must be a transformers tokenizer (wrap a bare one in"
@@ -192,7 +192,7 @@ def check_tokenizer(tokenizer) -> None:
 def check_text_or_ids(
     name: str,  # of the argument
     x: object,  # what was given
-    tokenizer,  # whose ids they are
+    tokenizer: object,  # whose ids they are
 ) -> str | list[int]:
     "A text that can be encoded, or a sequence of token ids. Raises `TypeError` or `ValueError`."
     if not isinstance(x, str):
@@ -300,7 +300,7 @@ _OPTIONS = ("max_length", "pad_to_multiple_of", "padding", "padding_side", "trun
 
 # %% ../nbs/03_offsets.ipynb #2af19740
 def locate(
-    tokenizer,        # a Hugging Face tokenizer, fast or slow
+    tokenizer: object,        # a Hugging Face tokenizer, fast or slow
     batch: Iterable,  # texts, or sequences of token ids
     add_special_tokens: bool = False,  # for texts: as in the tokenizer's own call
     **options,        # for texts: `padding`, `truncation` ... of the tokenizer's own call

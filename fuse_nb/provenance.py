@@ -28,7 +28,7 @@ def digest_of(lines: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def provenance(model) -> dict:  # JSON-able
+def provenance(model: object) -> dict:  # JSON-able
     "What an adapter remembers of a model: enough to tell it from another."
     tokenizer, table = model.tokenizer, model.embedding_table.detach()
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda kv: (kv[1], kv[0]))
@@ -75,7 +75,7 @@ def _mismatch(role: str, expected: dict, got: dict) -> list[str]:
 
 # %% ../nbs/46_provenance.ipynb #a1fb858b
 @patch
-def check(self: FuseAdapter, source=None, target=None) -> FuseAdapter:
+def check(self: FuseAdapter, source: object = None, target: object = None) -> FuseAdapter:
     "This adapter, bound to these models. Raises `ValueError` with all that does not fit."
     given = {}
     for role, model in (("source", source), ("target", target)):

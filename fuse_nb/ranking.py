@@ -38,18 +38,18 @@ class Ranker:
 
     n = 0  # words that it tries: so many of a slot's `expansions` are known afterwards
 
-    def tries(self, terms: Sequence[Term], states: Sequence[State]) -> int:
-        return self.n
-
     def predict(self, term: Term, state: State) -> Tensor:  # (V,) in the term's unit
+        "The term's loss for every token in one slot."
         return self.predict_all(term, [state])[0]
 
     def predict_all(self, term: Term, states: Sequence[State]) -> Tensor:  # (k, V)
+        "The same for several slots."
         if type(self).predict is Ranker.predict:
             raise NotImplementedError("a ranker needs predict or predict_all")
         return torch.stack([self.predict(term, s) for s in states])
 
     def rank(self, objective: Objective, state: State) -> Tensor:  # (V,) lower is better
+        "The objective predicted for every token in one slot."
         return self.rank_all(objective, [state])[0]
 
 # %% ../nbs/52_ranking.ipynb #c5cb366b
@@ -72,6 +72,12 @@ def rank_all(self: Ranker, objective: Objective, states: Sequence[State]) -> Ten
     return total
 
 # %% ../nbs/52_ranking.ipynb #069b23bd
+@patch
+def tries(self: Ranker, terms: Sequence[Term], states: Sequence[State]) -> int:
+    "How many of each slot's expansions it evaluates."
+    return self.n
+
+
 class Random(Ranker):
     "No prediction, and no fluency either: a random order of the tokens."
 

@@ -206,7 +206,7 @@ def mean_token(table: Tensor, ids: Sequence[Tensor]) -> Tensor:  # (d,) float32
 def fit_classes(
     plan: Plan,
     groups: dict,  # of `Spellings.groups`, the words that have a class
-    class_of,  # (n_source, n_target) -> class
+    class_of: object,  # (n_source, n_target) -> class
     pairs: bool,  # whether pairs may have tensors of their own
 ) -> tuple[dict, dict, dict]:  # tensors by class, by pair; biases by both
     "Fit every class that has words."

@@ -85,8 +85,8 @@ def _refuse_to_replace(file: Path) -> None:
 def from_pretrained(
     cls: FuseAdapter,
     name: str | Path,  # a folder that `save_pretrained` wrote, or a hub id
-    source=None,  # the models, to check that they are those of the fit
-    target=None,
+    source: object = None,  # the models, to check that they are those of the fit
+    target: object = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,  # a floating point dtype; None: as stored
 ) -> FuseAdapter:

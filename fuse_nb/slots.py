@@ -86,7 +86,7 @@ def expansions(self: State, n: int) -> Tensor:
 
 # %% ../nbs/49_slots.ipynb #0b013c58
 def read_by(
-    term,                      # a `Term` of the objective
+    term: object,                      # a `Term` of the objective
     states: Sequence[State],   # k slots
     tokens: Sequence[Tensor],  # for each slot the tokens to put there
 ) -> tuple[list[list[int]], list[str], np.ndarray]:  # of every text: source tokens, text, slot
@@ -162,7 +162,7 @@ def _one_pass(term, prefix: str, rows: list, at: np.ndarray, adapter) -> tuple:
 
 # %% ../nbs/49_slots.ipynb #82cf3a28
 def tangents(
-    term,                      # a `Term` with a model
+    term: object,                      # a `Term` with a model
     states: Sequence[State],   # k slots
     tokens: Sequence[Tensor],  # for each slot the tokens to put there
 ) -> list[Tangents]:           # k; losses on the host, gradients where the model is
@@ -187,7 +187,7 @@ def _mean(parts: Sequence[Tensor | None]) -> Tensor | None:
 
 # %% ../nbs/49_slots.ipynb #08988baa
 def spelled_apart(
-    term,             # a `Term` with a model
+    term: object,             # a `Term` with a model
     state: State,     # a slot
     added: list[int], # source tokens put after the found ones
 ) -> tuple[list[int], slice]:  # the model's tokens; which of them are free

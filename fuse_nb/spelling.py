@@ -39,7 +39,7 @@ class Spellings:
 
 # %% ../nbs/41_spelling.ipynb #25159de4
 def ids_of_words(
-    tokenizer,  # a Hugging Face tokenizer
+    tokenizer: object,  # a Hugging Face tokenizer
     words: list[str],  # N words
     leading_space: bool,  # as inside a sentence, or as at the beginning of a text
     chunk: int = 4096,  # words encoded at a time
@@ -87,8 +87,8 @@ def same_counts(
 
 # %% ../nbs/41_spelling.ipynb #37aec9b4
 def spell(
-    source,  # anything with a `.tokenizer`
-    target,  # the same
+    source: object,  # anything with a `.tokenizer`
+    target: object,  # the same
     words: Iterable[str],  # N words, none with whitespace inside
     frequencies: Sequence[float] | None = None,  # (N,) shares, >= 0; None: all the same
     forms: Sequence[str] = FORMS,  # how each word is written; some of `FORMS`
@@ -161,7 +161,7 @@ def check_model(name: str, model: object) -> None:
 # %% ../nbs/41_spelling.ipynb #c5e4d7de
 def check_rows(
     name: str,  # of the model, for the message
-    model,  # with a tokenizer and an embedding table
+    model: object,  # with a tokenizer and an embedding table
     ids: Sequence[Tensor],  # the token ids that will be looked up
 ) -> None:
     "Raise `ValueError` if one of these tokens has no row in the table, or one that is not finite."
@@ -195,7 +195,7 @@ def _is_row(x: object) -> bool:
     return hasattr(x, "__len__") and hasattr(x, "__getitem__") and not isinstance(x, (str, bytes))
 
 
-def checked_ids(adapter, source_ids, prefix: str, suffix: str) -> list[list[int]]:
+def checked_ids(adapter: object, source_ids: object, prefix: str, suffix: str) -> list[list[int]]:
     "The rows of `source_ids`, if everything that `route` needs is there."
     check_text("prefix", prefix)
     check_text("suffix", suffix)

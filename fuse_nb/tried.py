@@ -76,8 +76,9 @@ NEEDS = {
 }
 
 # %% ../nbs/92_tried.ipynb #252b5c9b
+# compressed keys and values
 LATENT = """axk1 axk2 bailing_hybrid deepseek_v2 deepseek_v3 deepseek_v32 glm4_moe_lite glm_moe_dsa
-    kimi_linear longcat_flash minicpm3 sarvam_mla youtu""".split()        # compressed keys and values
+    kimi_linear longcat_flash minicpm3 sarvam_mla youtu""".split()
 NEEDS |= {name: NEEDS.get(name, {}) | dict(num_key_value_heads=4) for name in LATENT}
 
 # %% ../nbs/92_tried.ipynb #f49dcb46

@@ -35,7 +35,7 @@ def word_list(
 
 # %% ../nbs/07_vocabulary.ipynb #04f92b68
 def word_ids(
-    tokenizer,             # a Hugging Face tokenizer
+    tokenizer: object,             # a Hugging Face tokenizer
     words: Sequence[str],  # n words
     leading_space: bool = True,  # spelled as inside a sentence, or as at the beginning of a text
 ) -> list[list[int]]:      # token ids of each word, without special tokens
@@ -79,7 +79,7 @@ def _weights(shares: object, n: int) -> np.ndarray:
 
 # %% ../nbs/07_vocabulary.ipynb #bebe6598
 def coverage(
-    tokenizer,             # a Hugging Face tokenizer
+    tokenizer: object,             # a Hugging Face tokenizer
     words: Sequence[str],  # the list, n words
     shares: Sequence[float] | None = None,  # (n,) a weight for each word; None: all the same
     max_tokens: int = 8,   # longest count reported

@@ -117,7 +117,7 @@ def _indexed(tokens: Located) -> WordIndex:
 
 # %% ../nbs/20_words.ipynb #1875d962
 def word_index(
-    tokenizer,          # a Hugging Face tokenizer, fast or slow
+    tokenizer: object,          # a Hugging Face tokenizer, fast or slow
     batch: Sequence,    # texts, or sequences of token ids
     add_special_tokens: bool = False, **options,  # for texts: as in the tokenizer's own call
 ) -> WordIndex:         # the word of every token, as arrays
@@ -167,7 +167,7 @@ def _words(tokens: Located) -> list[Word]:
 
 # %% ../nbs/20_words.ipynb #0f4d9a50
 def split(
-    tokenizer,   # a Hugging Face tokenizer, fast or slow
+    tokenizer: object,   # a Hugging Face tokenizer, fast or slow
     text_or_ids: str | Sequence[int],  # a text, or the token ids of one (list, tensor or array)
     add_special_tokens: bool = False,  # for a text: as in the tokenizer's own call
     **options,   # for a text: `padding`, `truncation` ... of the tokenizer's own call

@@ -6,6 +6,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 import bench_algebra
+from machine import SEARCH, made
 
 
 def timed(f, n=5):
@@ -82,7 +83,7 @@ if __name__ == "__main__":
     p = argparse.ArgumentParser()
     p.add_argument("--device", default="cpu"); p.add_argument("--out", default="out/bench.json")
     a = p.parse_args()
-    found = dict(machine=f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {a.device}", date=time.strftime("%Y-%m-%d"), algebra=bench_algebra.run(a.device), search=search(a.device), step=step(a.device), caption=caption(a.device))
+    found = dict(made=made(SEARCH + ["autodan", "captioning"], "smollm2-135m, minilm, imagenet-minilm", a.device), machine=f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {a.device}", date=time.strftime("%Y-%m-%d"), algebra=bench_algebra.run(a.device), search=search(a.device), step=step(a.device), caption=caption(a.device))
     Path(a.out).parent.mkdir(parents=True, exist_ok=True)
     Path(a.out).write_text(json.dumps(found, indent=1))
     print(json.dumps({k: v for k, v in found.items() if k != "algebra"}, indent=1))

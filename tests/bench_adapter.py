@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 import numpy as np
 import torch
+from machine import ADAPTER, made
 from fuse_nb import FuseAdapter, fitting, ridge
 from fuse_nb.spelling import FORMS, spell
 from fuse_nb.causal import CausalLM
@@ -156,7 +157,7 @@ def main():
         gemma = CausalLM.from_pretrained("gemma3-270m", device="cpu")
         for name, pair in (("gemma3-270m -> minilm", (gemma, encoder)), ("minilm -> gemma3-270m", (encoder, gemma))): other[name] = Bench(*pair, n).row(DEFAULT, PAIRS)[1]
     out = dict(what=f"{n:,} words of wordfreq, {round(n*0.1):,} to choose the ridge on, {round(n*0.1):,} others held out for r2 (as in a text), r2_weighted (by frequency) and r2_forms (all three forms)",
-               command=" ".join(["OMP_NUM_THREADS=1 python tests/bench_adapter.py", *sys.argv[1:]]), machine=f"{platform.machine()}, one thread, torch {torch.__version__.split('+')[0]}",
+               made=made(ADAPTER, "smollm2-135m, minilm, gemma3-270m"), command=" ".join(["OMP_NUM_THREADS=1 python tests/bench_adapter.py", *sys.argv[1:]]), machine=f"{platform.machine()}, one thread, torch {torch.__version__.split('+')[0]}",
                words=n, held_out=int(bench.held.sum()), rows=result, storage=stored, reverse=reverse, other_pairs=other, process_seconds=time_by_stage)
     part = args.out.with_suffix(".part")
     part.write_text(json.dumps(out, indent=1) + "\n")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from machine import SEARCH, made
 from fuse_nb.store import PACKAGED, cache_dir
 from fuse_nb.causal import CausalLM
 from fuse_nb.losses import TargetText
@@ -102,6 +103,7 @@ def summary(runs, seconds):
 
 def save(path, out):
     part = path.with_suffix(".part")
+    out = {"made": made(SEARCH + ["swaps"], "smollm2-135m")} | out
     head, rows = json.dumps({k: v for k, v in out.items() if k != "runs"}, indent=1), ",\n".join(json.dumps(r) for r in out["runs"])
     part.write_text(f'{head[:-2]},\n "runs": [\n{rows}\n ]\n}}\n'); os.replace(part, path)
 

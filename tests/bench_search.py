@@ -10,7 +10,7 @@ from tqdm import tqdm
 from fuse_nb.captioning import Captioner
 from fuse_nb.autodan import AutoDAN
 
-from machine import machine
+from machine import SEARCH, machine, made
 
 p = argparse.ArgumentParser()
 p.add_argument("--images", required=True, type=Path); p.add_argument("--out", required=True, type=Path)
@@ -33,5 +33,5 @@ for photo in tqdm(sorted(a.images.iterdir())[:a.limit], unit="photo"):
         found["rows"].append(dict(photo=photo.name, ranker=ranker, candidates=int(candidates), loss=round(r.loss, 5), evaluations=r.evaluations, processor_seconds=round(time.process_time() - start, 2),
                                   text=r.text, curve=[[t["evaluations"], round(t["seconds"], 2), round(t["loss"], 4)] for t in r.trace]))
         part = a.out.with_suffix(".part")
-        part.write_text(json.dumps(found, indent=None, separators=(",", ":")).replace('{"photo"', '\n{"photo"'))
+        part.write_text(json.dumps({"made": made(SEARCH + ["autodan", "captioning"], "smollm2-135m, imagenet-minilm", a.device)} | found, indent=None, separators=(",", ":")).replace('{"photo"', '\n{"photo"'))
         os.replace(part, a.out)

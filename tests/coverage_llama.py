@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np, tokenizers, transformers, wordfreq
 from importlib.metadata import version
 from transformers import AutoTokenizer
+from machine import made
 from fuse_nb.words import coverage, word_list
 
 LENGTHS, LONGEST = (5_000, 10_000, 20_000, 40_000, 80_000, 160_000, 1_000_000), 8
@@ -38,6 +39,7 @@ def main():
               "paper": {"share_within_4": 0.976, "corpus": "BookCorpus", "source": "Williams and Kolter 2024, arXiv 2408.04816"},
               "rows": measure(tokenizer)}
     part = a.out.with_name(a.out.name + ".part")
+    record = {"made": made(["offsets", "words", "vocabulary"], "the Llama tokenizer")} | record
     part.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     os.replace(part, a.out)
     for r in record["rows"]: print(f"{r['words']:>8} words: {100*r['within'][3]:.2f} % in at most 4 tokens, weighted {100*r['weighted_within'][3]:.3f} %")

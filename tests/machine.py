@@ -9,6 +9,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 
+# which modules a measurement exercises
+ALGEBRA = ["spectrum", "normal", "tproduct", "pseudoinverse", "gram"]
+ADAPTER = [*ALGEBRA, "offsets", "words", "alignment", "vocabulary", "spelling", "adapter", "ridge", "compression", "fitting"]
+SEARCH = [*ADAPTER, "gradient", "causal", "families", "encoders", "images", "tokens", "prefixes", "terms", "tables", "slots", "losses", "objective", "ranking", "combined", "loop", "search"]
+
 
 def machine(device):
     import torch

@@ -12,6 +12,8 @@ from fuse_nb.metrics import compare_values, result_row
 from fuse_nb.datasets import read_references
 from fuse_nb.scoring import score_report
 
+from machine import SEARCH, made
+
 p = argparse.ArgumentParser()
 p.add_argument("runs", nargs="+", metavar="NAME=DIR"); p.add_argument("--references", required=True); p.add_argument("--out", required=True, type=Path); p.add_argument("--about", default="")
 a = p.parse_args()
@@ -25,4 +27,4 @@ for name, folder in (r.split("=", 1) for r in a.runs):
                            seconds=dict(median=round(float(np.median(seconds)), 1), least=round(float(seconds.min()), 1), most=round(float(seconds.max()), 1))))
 first, *others = losses
 compared = {o: {k: round(v, 6) for k, v in compare_values(losses[first], losses[o]).items()} for o in others}
-a.out.write_text(json.dumps(dict(about=a.about, date=time.strftime("%Y-%m-%d"), versions=lines[0]["versions"], objective={f"{first} against {o}": c for o, c in compared.items()}, rows=rows), indent=1))
+a.out.write_text(json.dumps(dict(made=made(SEARCH + ["autodan", "captioning", "metrics", "scoring"], "smollm2-135m, imagenet-minilm"), about=a.about, date=time.strftime("%Y-%m-%d"), versions=lines[0]["versions"], objective={f"{first} against {o}": c for o, c in compared.items()}, rows=rows), indent=1))

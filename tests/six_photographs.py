@@ -17,7 +17,7 @@ from fuse_nb.losses import ZeroShotLabel
 from fuse_nb.autodan import AutoDAN
 from fuse_nb.combined import Combined
 
-from machine import machine
+from machine import SEARCH, machine, made
 
 SIX = {n: Path(skimage.data.__file__).parent/n for n in ("chelsea.png", "coffee.png", "astronaut.png", "rocket.jpg")}
 SIX |= {n: Path(sklearn.datasets.__file__).parent/"images"/n for n in ("china.jpg", "flower.jpg")}
@@ -34,7 +34,7 @@ for name, photo in tqdm(SIX.items()):
         r = captioner(photo, seed=0)
         row[kind] = dict(caption=r.text.strip(), objective=round(r.loss, 3), terms={k: round(v, 4) for k, v in r.terms.items()}, seconds=round(r.seconds, 1), evaluations=r.evaluations)
     rows.append(row)
-found = dict(models="smollm2-135m, imagenet-minilm; sentiment term: smollm2-135m", sentiment_search={k: v for k, v in small.items() if k != "progress"}, date=time.strftime("%Y-%m-%d"),
+found = dict(made=made(SEARCH + ["autodan", "captioning"], "smollm2-135m, imagenet-minilm", a.device), models="smollm2-135m, imagenet-minilm; sentiment term: smollm2-135m", sentiment_search={k: v for k, v in small.items() if k != "progress"}, date=time.strftime("%Y-%m-%d"),
              machine=machine(a.device), rows=rows)
 if installed("gemma3-270m"):
     judge = ZeroShotLabel(CausalLM.from_pretrained("gemma3-270m", device=a.device), "positive")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import skimage.data
 
+from machine import SEARCH, made
 from fuse_nb.autodan import AutoDAN
 from fuse_nb.captioning import Captioner
 from fuse_nb.causal import CausalLM
@@ -26,4 +27,4 @@ for mood in ("none", "positive", "negative"):
     r = AutoDAN(end=".", steps=12, beam=2, candidates=8, progress=False).minimize(Objective(*terms), captioner.prefix, seed=0)
     judged = {name: math.exp(-ZeroShotLabel(lm, "positive").exact([f"{ZeroShotLabel.prefix}{r.text}{ZeroShotLabel.suffix}"]).item()) for name, lm in (("gemma3-270m", gemma), ("smollm2-135m", captioner.lm))}
     rows.append(dict(asked=mood, text=r.text, terms=r.terms, evaluations=r.evaluations, seconds=round(r.seconds), p_positive=judged))
-a.out.write_text(json.dumps(dict(models="smollm2-135m, imagenet-minilm, gemma3-270m", date=time.strftime("%Y-%m-%d"), rows=rows), indent=1) + "\n")
+a.out.write_text(json.dumps(dict(made=made(SEARCH + ["autodan", "captioning"], "smollm2-135m, imagenet-minilm, gemma3-270m"), models="smollm2-135m, imagenet-minilm, gemma3-270m", date=time.strftime("%Y-%m-%d"), rows=rows), indent=1) + "\n")

@@ -1,0 +1,95 @@
+"Every optimizer with every ranker on a device that is not there: nothing is mixed, no float64 is asked for, the text is the CPU's, and waits and uploads a step stay under a ceiling."
+from pretend import DEVICE, Machine  # before autograd is used: its threads are counted once
+import copy
+
+import pytest
+import torch
+
+from fuse_nb.autodan import AutoDAN
+from fuse_nb.combined import RANKERS
+from fuse_nb.losses import TargetText
+from fuse_nb.objective import Objective, Term
+from fuse_nb.swaps import GCG, PEZ, RandomSearch
+from test_search import adapter_of, made, own_cache  # noqa: F401 (fixtures)
+
+PREFIX = "a photo of"
+
+
+def there(model):
+    "The same model on the pretend device."
+    new = copy.copy(model)
+    for name in ("embedding_table",): vars(new).pop(name, None)
+    new.model, new.device, new._remembered = copy.deepcopy(model.model).to(DEVICE), DEVICE, {}
+    if hasattr(model, "family"):
+        new.family = copy.copy(model.family)
+        new.family.model = new.model
+    return new
+
+
+def bridged(lm, target, tensors): return Objective(Term(lm, 0.3), Term(target.text("the dog ran"), 22.0, adapter_of(lm, target, tensors)))
+def continued(lm): return Objective(Term(TargetText(lm, " cat")), source=lm)
+
+
+def search(name):
+    quiet = dict(progress=False)
+    swaps = {"gcg": GCG(steps=3, candidates=12, topk=6, length=4, **quiet), "pez": PEZ(steps=3, length=4, **quiet)}
+    return swaps.get(name) or AutoDAN(beam=2, candidates=6, steps=3, ranker=name, **quiet)
+
+
+def same(here, there): return here.text == there.text and there.loss == pytest.approx(here.loss, rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "qwen2", "llama", "gemma"])
+@pytest.mark.parametrize("name", ["combined", "gcg", "pez"])
+def test_every_family_gives_the_text_of_the_cpu(made, family, name):
+    lm, target = made[family], made["pieces"]
+    tensors = made["gpt2-pieces"].tensors
+    if name == "pez" and family == "llama":                     # its vectors have no probability there
+        with Machine(double=False), pytest.raises(ValueError, match="a vector has no log-probability there"):
+            search(name).minimize(bridged(there(lm), there(target), {l: T.to(DEVICE) for l, T in tensors.items()}), prefix=PREFIX, seed=1)
+        return
+    here = search(name).minimize(bridged(lm, target, tensors), prefix=PREFIX, seed=1)
+    with Machine(double=False):
+        found = search(name).minimize(bridged(there(lm), there(target), {l: T.to(DEVICE) for l, T in tensors.items()}), prefix=PREFIX, seed=1)
+    assert same(here, found)
+
+
+@pytest.mark.parametrize("name", [*RANKERS, "random-search"])
+def test_every_ranker_gives_the_text_of_the_cpu(made, name):
+    lm, target, tensors = made["gpt2"], made["pieces"], made["gpt2-pieces"].tensors
+    run = lambda: RandomSearch(steps=3, candidates=8, length=4, progress=False) if name == "random-search" else search(name)
+    here = run().minimize(bridged(lm, target, tensors), prefix=PREFIX, seed=1)
+    with Machine(double=False):
+        found = run().minimize(bridged(there(lm), there(target), {l: T.to(DEVICE) for l, T in tensors.items()}), prefix=PREFIX, seed=1)
+    assert same(here, found)
+
+
+def test_a_wanted_continuation_gives_the_text_of_the_cpu(made):
+    here = search("gcg").minimize(continued(made["gpt2"]), prefix=PREFIX, seed=1)
+    with Machine(double=False): found = search("gcg").minimize(continued(there(made["gpt2"])), prefix=PREFIX, seed=1)
+    assert same(here, found)
+
+
+# The most waits and uploads of one step, as measured on 2026-11-25; the goals, 3 and 4 (PEZ: 2 and 4), are met by none but the waits of `text`.
+# Of the waits about half are transformers' own look at an attention mask (encoders.py `_hidden`, families.py `call`), the others are losses that come down.
+CEILING = {"combined": (9, 27), "gcg": (8, 13), "pez": (7, 13), "text": (3, 8)}
+
+
+@pytest.mark.parametrize("name", list(CEILING))
+def test_waits_and_uploads_a_step(made, name):
+    lm, target, tensors = made["gpt2"], made["pieces"], made["gpt2-pieces"].tensors
+    counts = []
+    with Machine(double=False) as machine:
+        objective = continued(there(lm)) if name == "text" else bridged(there(lm), there(target), {l: T.to(DEVICE) for l, T in tensors.items()})
+        optimizer = search("gcg" if name == "text" else name)
+        optimizer.steps, optimizer.callback = 5, lambda row: counts.append((sum(machine.waits.values()), sum(machine.uploads.values())))
+        optimizer.minimize(objective, prefix=PREFIX, seed=1)
+    waits, uploads = (max(b[k] - a[k] for a, b in zip(counts[1:], counts[2:])) for k in (0, 1))
+    assert waits <= CEILING[name][0] and uploads <= CEILING[name][1]
+
+
+def test_a_planted_mistake_is_caught():
+    with Machine():
+        x = torch.ones(3).to(DEVICE)
+        with pytest.raises(RuntimeError, match="mixes the device's tensors with the CPU's"): x + torch.ones(3)
+    with Machine(double=False), pytest.raises(TypeError, match="no float64"): torch.ones(3).to(DEVICE).double()
