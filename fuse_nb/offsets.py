@@ -177,8 +177,8 @@ def check_ids(
     known = set(tokenizer.get_vocab().values())    # a vocabulary may have gaps
     for i in items:
         if i not in known:
-            raise ValueError(f"{name} holds the id {shown(i)}, which is not in the tokenizer's vocabulary"
-                             f" of {len(tokenizer)}")
+            told = f"which is not in the tokenizer's vocabulary of {len(tokenizer)}"
+            raise ValueError(f"{name} holds the id {shown(i)}, {told}")
     return items
 
 # %% ../nbs/03_offsets.ipynb #541b6511
