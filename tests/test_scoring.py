@@ -61,10 +61,13 @@ LOCALES = [{"JAVA_TOOL_OPTIONS": "-Duser.language=de -Duser.country=DE"}, {"JAVA
            {"JAVA_TOOL_OPTIONS": "-Duser.language=ar -Duser.country=EG -Duser.extensions=nu-arab"}, {"JAVA_TOOL_OPTIONS": "-Duser.language=th -Duser.country=TH -Duser.variant=TH"}]
 
 
+@pytest.fixture(scope="module")
+def plain(): return room.score_report(CAPS, REFS, ["METEOR", "CIDEr"], samples=0)
+
+
 @needs_java
 @pytest.mark.parametrize("env", LOCALES, ids=lambda e: next(iter(e.values())))
-def test_no_locale_changes_a_score(monkeypatch, env):
-    plain = room.score_report(CAPS, REFS, ["METEOR", "CIDEr"], samples=0)
+def test_no_locale_changes_a_score(monkeypatch, plain, env):
     for name, value in env.items(): monkeypatch.setenv(name, value)
     there = room.score_report(CAPS, REFS, ["METEOR", "CIDEr"], samples=0)
     assert there.missing == {} and there.scores == plain.scores and there.per_image == plain.per_image
