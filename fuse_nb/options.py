@@ -7,12 +7,12 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable
-from .checks import check_choice, check_count, check_text
+from .checks import check_choice, check_count, check_number, check_text
 
 # %% auto #0
 __all__ = ['METRIC_NAMES', 'PICTURE_METRICS', 'RANKER_NAMES', 'METHOD_NAMES', 'SEARCH', 'UsageError', 'OneLineParser', 'whole',
            'filled', 'one_of', 'path_name', 'device_name', 'metric_names', 'add_values', 'search_settings',
-           'caption_options', 'fit_options', 'score_options', 'evaluate_options', 'parser']
+           'caption_options', 'fit_options', 'score_options', 'evaluate_options', 'invert_options', 'parser']
 
 # %% ../nbs/89_options.ipynb #de65d5c4
 class UsageError(ValueError):
@@ -190,6 +190,28 @@ def evaluate_options(q: argparse.ArgumentParser) -> None:
     q.add_argument("--overwrite", action="store_true", help=about)
     q.set_defaults(seed=0, workers=1)
 
+# %% ../nbs/89_options.ipynb #2164a701
+def _duration(text: str) -> float:
+    "Seconds, more than none."
+    return _checked(lambda t: check_number("it", float(t), above=0))(text)
+
+def invert_options(q: argparse.ArgumentParser) -> None:
+    "Of `fuse-nb invert`."
+    about = "embeddings: .npy, .npz or .jsonl"
+    q.add_argument("vectors", type=path_name, metavar="VECTORS", nargs="?", help=about)
+    add_values(
+        q,
+        ("--text", filled, "TEXT", "a text in their place: what its own embedding gives away"),
+        ("--encoder", filled, "NAME", f"what made the embeddings: {_MODEL} (default: minilm)"),
+        ("--lm", filled, "NAME", f"language model: {_MODEL} (default: smollm2-135m)"),
+        ("--out", path_name, "FILE", "a line of JSON for each vector; given again, the run goes on"),
+        ("--queries", whole(256), "N", "texts that the encoder may read, a vector (default: 5000)"),
+        ("--seconds", _duration, "S", "that the search may take, a vector (default: 120)"),
+        _SEED,
+        _DEVICE,
+    )
+    q.set_defaults(encoder="minilm", lm="smollm2-135m", queries=5000, seconds=120.0, seed=0)
+
 # %% ../nbs/89_options.ipynb #a5d8b510
 def parser(
     commands: dict[str, Callable],  # command -> what runs it
@@ -205,6 +227,7 @@ def parser(
         fit=("fit an adapter and save it", fit_options),
         score=("score captions that any system wrote", score_options),
         evaluate=("caption a folder of pictures and score the captions", evaluate_options),
+        invert=("find the texts of embeddings", invert_options),
         models=("list the packaged models", lambda q: None),
     )
     for name, (help, options) in made.items():

@@ -1,8 +1,9 @@
 """What MiniLM's embeddings give away, on texts made up for it, beside two baselines at the same number of queries.
 
-    python tests/bench_inversion.py --out data/inversion.json [--each 1] [--queries 2000] [--seconds 60]
+    python tests/bench_inversion.py --out data/inversion.json [--take 0,3,15,9] [--queries 2000] [--seconds 60] [--samples 2000]
 
-Of data/inversion_texts.json it takes the first `--each` of every kind and size. The file is written after every text.
+`--take` says which texts of data/inversion_texts.json; those that are in the file already are kept. It is written after every text.
+Sampling from the language model is what takes longest: `--samples` makes that baseline cheaper, and the row says how many it had.
 """
 import argparse
 import json
@@ -89,7 +90,8 @@ def judged(found, true):
 def main():
     p = argparse.ArgumentParser()
     p.add_argument("--out", required=True, type=Path)
-    p.add_argument("--each", type=int, default=1)
+    p.add_argument("--take", default="0,3,15,9")
+    p.add_argument("--samples", type=int)
     p.add_argument("--queries", type=int, default=2000)
     p.add_argument("--seconds", type=float, default=60.0)
     a = p.parse_args()
@@ -97,12 +99,12 @@ def main():
     by, blind = Inverter(encoder, lm), Inverter(encoder, lm, fluency=0.0)
     blind.ranker = by.ranker  # their tables are the same
     by(encoder.encode(["warm"])[0], 256)
-    taken, rows = Counter(), []
-    for t in json.loads((ROOT/"data"/"inversion_texts.json").read_text(encoding="utf-8"))["texts"]:
-        taken[t["kind"], t["size"]] += 1
-        if taken[t["kind"], t["size"]] > a.each: continue
+    rows = json.loads(a.out.read_text(encoding="utf-8"))["rows"] if a.out.exists() else []
+    texts = json.loads((ROOT/"data"/"inversion_texts.json").read_text(encoding="utf-8"))["texts"]
+    for t in [texts[int(i)] for i in a.take.split(",")]:
+        if any(r["text"] == t["text"] for r in rows): continue
         vector, n = encoder.encode([t["text"]])[0], len(lm.tokenize([t["text"]])[0])
-        found = dict(fuse=ours(by, vector, a), encoder_only=ours(blind, vector, a), lm_alone=lm_alone(by, vector, a.queries, n))
+        found = dict(fuse=ours(by, vector, a), encoder_only=ours(blind, vector, a), lm_alone=lm_alone(by, vector, a.samples or a.queries, n))
         rows.append(t | dict(tokens=n) | {k: judged(v, t["text"]) for k, v in found.items()})
         about = dict(made=made(MODULES, "smollm2-135m, minilm"), queries=a.queries, seconds=a.seconds, beam=by.beam, candidates=by.candidates,
                      swaps=by.swaps, weights=dict(similarity=by.similarity, fluency=by.fluency, price=by.price), n=len(rows))
