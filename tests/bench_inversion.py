@@ -21,7 +21,7 @@ from fuse_nb.tokens import given_tokens
 from machine import made
 
 ROOT = Path(__file__).parent.parent
-MODULES = ["inversion", "autodan", "combined", "ranking", "search", "slots", "objective", "losses", "encoders", "causal"]
+MODULES = ["attempt", "inversion", "autodan", "combined", "ranking", "search", "slots", "objective", "losses", "encoders", "causal"]
 PUBLISHED = [
     dict(system="vec2text", says="92 % of 32-token texts exactly", needs="a model trained for one encoder", data="other data, another encoder",
          source="Morris, Kuleshov, Shmatikov, Rush, EMNLP 2023 (arXiv 2310.06816)"),
