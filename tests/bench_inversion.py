@@ -27,7 +27,7 @@ PUBLISHED = [
          source="Morris, Kuleshov, Shmatikov, Rush, EMNLP 2023 (arXiv 2310.06816)"),
     dict(system="ZSInvert", says="token F1 over 50, cosine over 0.90", needs="no training for the encoder; a trained correction model",
          data="other data, other encoders", source="Zhang, Morris, Shmatikov 2025 (arXiv 2504.00147)"),
-    dict(system="Zero2Text", says="no training; its figures were not available to us", needs="a language model", data="other data", source="named in the task; not read by us"),
+    dict(system="Zero2Text", says="no training; its figures were not available to us", needs="a language model", data="other data", source="not read by us"),
 ]
 
 
