@@ -208,6 +208,27 @@ def _evaluate(a: argparse.Namespace) -> int:
     _say(f"{counts}, {run.seconds:.1f} s: {a.out}")
     return 0 if run.report is None else _scored(run.report)
 
+# %% ../nbs/90_cli.ipynb #e6915f0e
+def _invert(a: argparse.Namespace) -> int:
+    if (a.vectors is None) == (a.text is None):
+        raise UsageError("give a file of vectors or --text, one of the two")
+    from fuse_nb.embeddings import embedding_of, invert_all, read_embeddings
+
+    ids, vectors = (["text"], None) if a.vectors is None else read_embeddings(a.vectors)
+    from fuse_nb.causal import CausalLM
+    from fuse_nb.encoders import TextEncoder
+    from fuse_nb.inversion import Inverter
+
+    encoder = TextEncoder.from_pretrained(a.encoder, device=a.device)
+    vectors = [embedding_of(a.text, encoder)] if vectors is None else vectors
+    by = Inverter(encoder, CausalLM.from_pretrained(a.lm, device=a.device))
+    budget = dict(queries=a.queries, seconds=a.seconds, seed=a.seed)
+    for i, r in zip(ids, invert_all(vectors, by, ids, a.out, **budget)):
+        _print(" ".join(r.text.split()))
+        cost = f"{r.queries} queries, {r.seconds:.1f} s; stopped: {r.stopped}"
+        _say(f"{i}: cosine {r.cosine:.3f}, {cost}")
+    return 0
+
 # %% ../nbs/90_cli.ipynb #0e9b95cf
 _FLAGS = {"subset=True": "--subset", "overwrite=True": "--overwrite"}
 _FLAGS |= {"drop_empty=True": "--drop-empty", "image_model=": "--image-model "}
@@ -294,6 +315,7 @@ def _wait_politely() -> None:
 
 # %% ../nbs/90_cli.ipynb #43936731
 COMMANDS = dict(caption=_caption, fit=_fit, score=_score, evaluate=_evaluate, models=_models)
+COMMANDS |= dict(invert=_invert)
 
 def main(
     argv: list[str] | None = None,  # the arguments; None: those of the process
