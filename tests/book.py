@@ -13,6 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 HINT = re.compile(r"<details><summary>(.*?)</summary>\s*(.*?)\s*</details>", re.S)
+PLAIN = re.compile(r'<span class="(?:w|n|p)">([^<]*)</span>')      # spaces, names and brackets need no colour of their own: a third of a page
 PARTS = {"0": "Tools", "1": "Algebra", "2": "Words", "3": "Models", "4": "The adapter", "5": "Losses and rankers",
          "6": "Search", "7": "Applications", "8": "Measuring", "9": "The command"}
 
@@ -133,10 +134,10 @@ def contents(stems):
     out = []
     for digit, part in PARTS.items():
         mine = [s for s in stems if s[0] == digit]
-        if mine: out += ["```{toctree}", f":caption: {part}", ":hidden:", "", *mine, "```", ""]
+        if mine: out += ["```{toctree}", f":caption: {part}", ":hidden:", ":titlesonly:", "", *mine, "```", ""]
     extra = [s for s in stems if s.startswith("E")]
-    if extra: out += ["```{toctree}", ":caption: Experiments", ":hidden:", "", *extra, "```", ""]
-    return "\n".join([*out, "```{toctree}", ":caption: Reference", ":hidden:", "", "teaching", "api", "```"])
+    if extra: out += ["```{toctree}", ":caption: Experiments", ":hidden:", ":titlesonly:", "", *extra, "```", ""]
+    return "\n".join([*out, "```{toctree}", ":caption: Reference", ":hidden:", ":titlesonly:", "", "teaching", "api", "```"])
 
 
 def write_sources(to):
@@ -175,6 +176,7 @@ def build(out):
     write_sources(source)
     subprocess.run([sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", "-d", str(source/".trees"), str(source), str(out)], check=True)
     shutil.rmtree(source)
+    for page in out.glob("*.html"): page.write_text(PLAIN.sub(r"\1", page.read_text(encoding="utf-8")), encoding="utf-8")
     for name in (".buildinfo", "objects.inv"): (out/name).unlink(missing_ok=True)
     return out/"index.html"
 

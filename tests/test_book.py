@@ -18,7 +18,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 class Page(HTMLParser):
     def __init__(self, path):
         super().__init__()
-        self.ids, self.links, self.loads, self.math = set(), [], [], 0
+        self.ids, self.links, self.loads, self.math, self.formulas, self.inside = set(), [], [], 0, [], 0
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag, attributes):
@@ -27,7 +27,15 @@ class Page(HTMLParser):
         if tag == "a" and "href" in a: self.links.append(a["href"])
         if tag in ("img", "script") and "src" in a: self.loads.append(a["src"])
         if tag == "link" and a.get("rel") in ("stylesheet", "icon", "preload") and "href" in a: self.loads.append(a["href"])
-        if "math" in (a.get("class") or "").split(): self.math += 1
+        if self.inside: self.inside += 1
+        elif "math" in (a.get("class") or "").split():
+            self.math, self.inside = self.math + 1, 1
+            self.formulas.append("")
+
+    def handle_endtag(self, tag): self.inside = max(self.inside - 1, 0)
+
+    def handle_data(self, data):
+        if self.inside: self.formulas[-1] += data
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +66,28 @@ def test_every_link_and_picture_is_there(built):
             if not target.exists(): broken.append((path.name, url))
             elif parts.fragment and target.suffix == ".html" and unquote(parts.fragment) not in pages[target].ids: broken.append((path.name, url))
     assert broken == []
+
+
+MACROS = set("""mathbb mathrm mathcal hat times top bigl bigr Bigl Bigr left right begin end vdots ddots cdots dots ldots sum prod frac tfrac dfrac sqrt log exp cos sin min max arg argmin
+    operatorname overline bar tilde partial nabla lambda sigma tau kappa varepsilon epsilon omega alpha beta gamma delta theta phi pi mu rho Delta Sigma le ge ne leq geq neq approx equiv sim in notin
+    to mapsto lfloor rfloor lceil rceil langle rangle otimes cdot quad qquad text bmod mod ell infty lVert rVert Vert mid mathbf boldsymbol odot circ propto subset cup cap forall exists
+    limits nolimits underbrace overbrace lvert rvert binom mathop star ast pm dagger prime setminus big Big softmax mathit mathsf widehat rightarrow leftarrow Rightarrow ll gg bigoplus oplus not
+    ln Phi det pmod psi displaystyle nonumber label tag hspace vspace phantom stackrel underset overset hline space min max qquad""".split())
+
+
+def faults_of(formula):
+    "What is wrong with a formula before any browser has seen it."
+    found = re.sub(r"\\[{}$%&#_]", "", formula.replace("\\\\", " "))
+    if found.count("{") != found.count("}"): yield "braces"
+    if found.count("\\left") - found.count("\\leftarrow") != found.count("\\right") - found.count("\\rightarrow"): yield "left and right"
+    if found.count("\\begin") != found.count("\\end"): yield "begin and end"
+    yield from (m for m in re.findall(r"\\([A-Za-z]+)", found) if m not in MACROS)
+
+
+def test_every_formula_is_whole(built):
+    assert [(p.name, f, why) for p, page in built[1].items() for f in page.formulas for why in faults_of(f)] == []
+    assert sum(page.math for page in built[1].values()) > 300
+    assert list(faults_of(r"\frac{1}{2")) == ["braces"] and list(faults_of(r"\frob x")) == ["frob"]
 
 
 def test_every_public_name_has_an_entry_that_links_to_its_cell(built):
