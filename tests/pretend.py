@@ -17,7 +17,6 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 _setup_privateuseone_for_python_backend("pretend")
-torch.__future__.set_overwrite_module_params_on_conversion(True)
 DEVICE = torch.device("pretend:0")
 aten = torch.ops.aten
 
@@ -63,11 +62,14 @@ class Machine(TorchDispatchMode):
         Machine.now, self.plain = self, (torch.tensor, torch.as_tensor)
         torch.tensor, torch.as_tensor = map(through_the_host, self.plain)
         Pretend.tolist = lambda t: t.cpu().tolist()
+        self.overwrites = torch.__future__.get_overwrite_module_params_on_conversion()
+        torch.__future__.set_overwrite_module_params_on_conversion(True)      # a parameter cannot become another class in place
         return super().__enter__()
 
     def __exit__(self, *error):
         super().__exit__(*error)
         torch.tensor, torch.as_tensor = self.plain
+        torch.__future__.set_overwrite_module_params_on_conversion(self.overwrites)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None): return self.run(func, args, kwargs or {})
 
