@@ -304,11 +304,10 @@ def data_file(
 ) -> Path:          # where it lies, installed or in a checkout
     "Raises `FileNotFoundError` when the package has no such file."
     import fuse_nb
-    from importlib import resources
 
-    places = [Path(p).parent / "data" / name for p in fuse_nb.__path__]        # a checkout
-    with suppress(ModuleNotFoundError):
-        places.insert(0, Path(str(resources.files("fuse_nb.data"))) / name)
+    packages = [Path(p) for p in fuse_nb.__path__]
+    places = [p / "data" / name for p in packages]              # installed
+    places += [p.parent / "data" / name for p in packages]      # a checkout
     for p in places:
         if p.is_file():
             return p

@@ -293,3 +293,17 @@ def test_a_hub_that_answers_is_asked(monkeypatch):
 def test_a_name_that_is_no_name():
     for bad in (None, 5, ["a"]):
         with pytest.raises(TypeError, match="the model name must be"): store_room._find(bad, "language model")
+
+
+def test_data_files_are_found_in_an_installed_package(tmp_path):
+    "As pip lays it out: fuse_nb/data without an __init__.py, no checkout beside it."
+    import shutil
+    import subprocess
+    import sys
+    from pathlib import Path
+    root = Path(__file__).parent.parent
+    shutil.copytree(root/"fuse_nb", tmp_path/"fuse_nb", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(root/"data", tmp_path/"fuse_nb"/"data")
+    code = "from fuse_nb.files import data_file; print(data_file('imagenet_classes.txt'))"
+    said = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(tmp_path)}, cwd=tmp_path, capture_output=True, text=True)
+    assert said.stdout.strip() == str(tmp_path/"fuse_nb"/"data"/"imagenet_classes.txt"), said.stderr
