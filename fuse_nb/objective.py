@@ -15,7 +15,8 @@ from .causal import CausalLM
 from .checks import check_count, check_number
 from .gradient import bridge
 from .losses import Fluency
-from .terms import Framed, around, leaf, reread, spelled
+from .tokens import decoded
+from .terms import Framed, around, leaf, reread
 from .terms import check_readers, check_terms, check_way, source_of
 
 # %% auto #0
@@ -75,7 +76,7 @@ class Values:
 @patch
 def texts(self: Objective, seqs: Sequence[Sequence[int]]) -> list[str]:
     "What source tokens spell, special tokens too, but for those that stand before every text."
-    return spelled(self.source, seqs)
+    return decoded(self.source, seqs)
 
 # %% ../nbs/51_objective.ipynb #7b120d91
 @patch

@@ -12,6 +12,7 @@ from fastcore.basics import patch
 from torch import Tensor
 from .checks import check_tensor, shown
 from .causal import CausalLM
+from .tokens import decoded
 from .gradient import pull, route
 
 # %% auto #0
@@ -45,16 +46,10 @@ class State:
 
     def texts(self, tokens: Sequence[int]) -> list[str]:
         "The text with each of these tokens in the slot."
-        return _text_of(self.source, self.rows(tokens))
+        return decoded(self.source, self.rows(tokens))
 
 # %% ../nbs/49_slots.ipynb #637a65c1
-def _text_of(source: CausalLM, rows: Sequence[Sequence[int]]) -> list[str]:
-    "What rows of source tokens spell: special tokens as they are given, without `bos_ids`."
-    bos, bare = source.bos_ids, []
-    for row in rows:
-        bare.append(row[len(bos) :] if list(row[: len(bos)]) == list(bos) else row)
-    spell = source.tokenizer.batch_decode
-    return spell(bare, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+#| export
 
 # %% ../nbs/49_slots.ipynb #24adec1d
 @patch
@@ -97,7 +92,7 @@ def read_by(
         at += [len(s.left) - unread] * len(some)
         for row in s.rows(some):
             rows.append(term.read_tokens(row, s.start, s.end) if _reads_found(term) else row)
-    return rows, _text_of(states[0].source, rows), np.array(at)
+    return rows, decoded(states[0].source, rows), np.array(at)
 
 
 def _reads_found(term) -> bool:
@@ -194,7 +189,7 @@ def spelled_apart(
     "The model's tokens for prefix, free tokens and suffix, each spelled by itself."
     source, model = state.source, term.model
     free = state.left[state.start :] + added
-    given, text, rest = _text_of(source, [state.left[: state.start], free, state.right])
+    given, text, rest = decoded(source, [state.left[: state.start], free, state.right])
     if _reads_found(term):
         given, rest = "", ""
     whole, bare = model.tokenizer("a")["input_ids"], _spelled(model, "a")

@@ -8,24 +8,11 @@ from fastcore.basics import patch
 from torch import Tensor
 from .answers import Remembered, as_losses, told_apart
 from .causal import CausalLM
+from .tokens import decoded
 from .checks import check_choice, check_texts, shown
 
 # %% auto #0
-__all__ = ['spelled', 'reread', 'around', 'leaf', 'Framed', 'check_loss', 'check_way', 'check_terms', 'source_of',
-           'check_readers']
-
-# %% ../nbs/39_terms.ipynb #702baf62
-def spelled(
-    lm: CausalLM,  # whose tokens
-    rows: Sequence[Sequence[int]],  # rows of token ids
-) -> list[str]:
-    "The text of each row, special tokens too, but for those that stand before every text."
-    lead, bare = lm.bos_ids, []
-    for row in rows:
-        row = list(map(int, row))
-        bare.append(row[len(lead) :] if row[: len(lead)] == lead else row)
-    decode = lm.tokenizer.batch_decode
-    return decode(bare, clean_up_tokenization_spaces=False) if bare else []
+__all__ = ['reread', 'around', 'leaf', 'Framed', 'check_loss', 'check_way', 'check_terms', 'source_of', 'check_readers']
 
 # %% ../nbs/39_terms.ipynb #4e757d9a
 def _shift(lm: CausalLM, row: Sequence[int], read: Sequence[int], near: int) -> int:
@@ -48,7 +35,7 @@ def reread(
     suffix: str = "",  # and after it
 ) -> tuple[Tensor, Tensor]:  # (B, m, d) input embeddings and (B, m) mask, 1 at real tokens
     "The rows' texts in a template as the model reads them, differentiable in `embeds`."
-    read = lm.tokenize([prefix + text + suffix for text in spelled(lm, rows)])
+    read = lm.tokenize([prefix + text + suffix for text in decoded(lm, rows)])
     ids, mask = lm.pad(read)
     lead, near = len(lm.bos_ids), len(lm.tokenize([prefix])[0])
     out = []
@@ -73,8 +60,8 @@ def around(
     "Which tokens are read with a gradient, and the texts before and after them."
     first, last = _special_ends(lm, rows, start, end)
     stop = len(rows[0]) - last
-    before = spelled(lm, [rows[0][:first]])[0] if first else ""
-    after = spelled(lm, [rows[0][stop:]])[0] if last else ""
+    before = decoded(lm, [rows[0][:first]])[0] if first else ""
+    after = decoded(lm, [rows[0][stop:]])[0] if last else ""
     return slice(first, stop), prefix + before, after + suffix
 
 # %% ../nbs/39_terms.ipynb #0a5cd3d7
