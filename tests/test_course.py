@@ -101,3 +101,23 @@ def test_slides_hold_every_figure_and_ask_no_other_host(kit):
         page = (kit/"slides"/f"{path.stem}.html").read_text(encoding="utf-8")
         figures = sum("image/png" in o.get("data", {}) for c in json.loads(path.read_text(encoding="utf-8"))["cells"] for o in c.get("outputs", []))
         assert page.count("<img ") == figures and not re.search(r"(?:src|href)=['\"]https?:", page)
+
+
+def markdown_of(stem): return "\n".join("".join(c["source"]) for c in json.loads((course.ROOT/"nbs"/f"{stem}.ipynb").read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "markdown")
+
+
+def test_six_lectures_of_ninety_minutes_the_same_in_both_maps():
+    rows = re.findall(r"^\| (\d) [^|]*\| ([^|]*) \|", markdown_of("00_overview").split("## Six lectures")[1], re.M)
+    short = {int(n): [(what.strip(), int(minutes)) for what, minutes in re.findall(r"(\w+) \((\d+)\)", lessons)] for n, lessons in rows[:6]}
+    assert list(short) == [1, 2, 3, 4, 5, 6] and all(sum(m for _, m in parts) == 90 for parts in short.values())
+    full, lecture = {}, 0
+    for number, what, minutes in re.findall(r"^\| (?:\*\*(\d)\*\*)? ?\| ([^|]*) \| (\d+) \|", markdown_of("teaching"), re.M):
+        lecture = int(number or lecture)
+        full.setdefault(lecture, []).append((re.search(r"\d\d|exercises", what)[0] if what.startswith("[") else what.split()[0], int(minutes)))
+    assert full == short
+    assert {what for parts in short.values() for what, _ in parts} - {"exercises"} == set(course.LESSONS)
+
+
+def test_a_project_a_lecture_and_a_rubric():
+    projects = markdown_of("teaching").split("## Projects")[1]
+    assert re.findall(r"^(\d)\. \*\*", projects, re.M) == list("123456") and projects.count("\n| **") == 5
