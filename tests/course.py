@@ -64,7 +64,7 @@ def shown(render, section):
     kept, words = [], 0
     for block in blocks:
         words += len(block.split())
-        if kept and words > 90: break
+        if kept and words > 90 and not kept[-1].endswith(":"): break           # what a colon promises is shown
         kept.append(block)
     maths = []
     def keep(m): maths.append(m[0]); return f"\x02{len(maths) - 1}\x03"

@@ -63,6 +63,7 @@ FAULTY = {
     "loops for ever": ("def doubled(x, by):\n    while True: pass", r"did not finish within 2 s"),
     "wrong shape": ("def doubled(x, by): return x[:1]", r"the shape is \(1, 3\), expected \(2, 3\)"),
     "wrong number": ("def doubled(x, by): return x", r"5 of 6 numbers differ, by at most 5"),
+    "wrong dtype": ("def doubled(x, by): return x * by + 0j", r"the dtype is complex128, complex numbers not asked for"),
     "wrong type": ("def doubled(x, by): return 'a'", r"got str, expected numbers"),
     "a stub": ("def doubled(x, by): raise NotImplementedError", r"exercise 99.2 is not answered yet"),
     "an error of its own": ("def doubled(x, by): return x[99]", r"exercise 99.2: IndexError"),
