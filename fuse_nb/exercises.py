@@ -57,8 +57,10 @@ def judge(
     got: object,              # the answer
     wanted: object,           # the right one
     tolerance: float = 1e-5,  # largest difference of two numbers that counts as none
+    case: str = "",           # which of several, such as "l = 2"
 ) -> None:
     "Print that an answer is right. Raises `AssertionError` that says how it is wrong, no more."
+    exercise += f", {case}" if case else ""
     if got is None or got is Ellipsis:
         raise AssertionError(f"{exercise}: not answered yet")
     if _is_numbers(wanted) and _is_numbers(got):
