@@ -39,6 +39,8 @@ div.cell_output pre, div.cell_input pre { overflow-x: auto; }
 table { display: block; overflow-x: auto; max-width: 100%; }
 .library { font-size: 0.8rem; color: var(--color-foreground-muted); }
 img { max-width: 100%; height: auto; background: white; }
+body[data-theme="dark"] img { filter: brightness(0.85); border-radius: 4px; }
+@media (prefers-color-scheme: dark) { body:not([data-theme="light"]) img { filter: brightness(0.85); border-radius: 4px; } }
 mjx-container { max-width: 100%; overflow-x: auto; overflow-y: hidden; }
 mjx-container[display="true"] { padding-bottom: 0.3em; }
 @media (max-width: 600px) {

@@ -108,7 +108,7 @@ def browser(tmp_path_factory):
 def faults_seen(browser, page, *view):
     "What a reader of a page would notice."
     seen = browser.look(page, *view)
-    faults = {k: seen[k] for k in ("failed", "broken", "complaints") if seen[k]}
+    faults = {k: seen[k] for k in ("failed", "broken", "complaints", "wide") if seen[k]}
     return faults | (dict(overflow=seen["overflow"]) if seen["overflow"] > 0 else {}), seen["drawn"]
 
 
@@ -129,7 +129,7 @@ def test_the_browser_sees_what_is_wrong(browser, tmp_path):
     page = tmp_path/"bad.html"
     page.write_text("<meta name=viewport content='width=device-width'><body style='margin:0'><main><div style='width:700px'>wide</div><img src='none.png'><script>throw 'no'</script></main>", encoding="utf-8")
     faults, _ = faults_seen(browser, page, 390)
-    assert faults["overflow"] == 310 and len(faults["broken"]) == 1 and faults["complaints"]
+    assert faults["overflow"] == 310 and faults["wide"] and len(faults["broken"]) == 1 and faults["complaints"]
 
 
 @needs_a_browser
