@@ -24,7 +24,8 @@ html_theme, html_title = "furo", "FUSE, a literate reproduction"
 html_static_path, html_css_files = ["_static"], ["book.css"]
 mathjax_path = "tex-svg.js"
 mathjax3_config = dict(svg=dict(fontCache="global"))
-nb_execution_mode, nb_merge_streams = "off", True
+nb_execution_mode, nb_merge_streams, nb_render_markdown_format = "off", True, "gfm"
+html_use_index = False
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence"]
 myst_heading_anchors = 3
 html_show_sphinx = html_copy_source = html_show_sourcelink = False
@@ -46,6 +47,7 @@ mjx-container[display="true"] { padding-bottom: 0.3em; }
 @media (max-width: 600px) {
   div.cell_input pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: 0.75rem; }
   code.literal { overflow-wrap: anywhere; white-space: normal; }
+  td code.literal { overflow-wrap: normal; }
 }
 """
 

@@ -86,6 +86,12 @@ def test_every_formula_is_whole(built):
     assert list(faults_of(r"\frac{1}{2")) == ["braces"] and list(faults_of(r"\frob x")) == ["frob"]
 
 
+def test_a_table_is_a_table(built):
+    "A cell that shows Markdown shows it drawn, not its bars."
+    bars = [p.name for p in built[1] if re.search(r"<p>\|.*\|$", p.read_text(encoding="utf-8"), re.M)]
+    assert bars == []
+
+
 def test_every_public_name_has_an_entry_that_links_to_its_cell(built):
     out, pages = built
     api = pages[out/"api.html"]
