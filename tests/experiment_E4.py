@@ -346,7 +346,7 @@ def pools(t):
     return sorted(begin), sorted(inside)
 
 
-def swaps(source, target, adapter, texts, goals, seed=0, slots=3, candidates=48, tried=16):
+def swaps(source, target, adapter, texts, goals, seed=0, slots=3, candidates=48, tried=16, only=None):
     "For tokens of each text: Spearman of predicted and exact change over replacements of the same sort; the gradient is the mean at `tried` others, as in the ranker `fuse`."
     t, E, out = source.tokenizer, source.embedding_table, []
     begin, inside = pools(t)
@@ -354,7 +354,10 @@ def swaps(source, target, adapter, texts, goals, seed=0, slots=3, candidates=48,
         rng, loss, ids = random.Random(1000*seed + k), target.text(goal), ids_of(t, text)
         ours, theirs = word_index(t, [ids]), word_index(target.tokenizer, decode_all(t, [ids]))
         groups = align_index(ours, theirs)
-        for i in rng.sample(range(len(ids)), min(slots, len(ids))):
+        where = [(i, np.flatnonzero((groups.source_start <= i) & (i < groups.source_stop))) for i in range(len(ids))]
+        counts = {i: tuple(int((groups[s + 1] - groups[s])[at[0]]) for s in (1, 3)) if len(at) else (0, 0) for i, at in where}
+        usable = [i for i in counts if only is None or only(*counts[i])]
+        for i in rng.sample(usable, min(slots, len(usable))):
             pool = begin if ids[i] in begin else inside
             if len(pool) < candidates + tried: continue
             new = rng.sample(pool, candidates + tried)
@@ -362,9 +365,7 @@ def swaps(source, target, adapter, texts, goals, seed=0, slots=3, candidates=48,
             leaf = E[torch.tensor(table[candidates:])].clone().requires_grad_()
             grad = torch.autograd.grad(loss.losses(*bridge(adapter, leaf, table[candidates:])).sum(), leaf)[0][:, i].mean(0)
             new, exact = new[:candidates], loss.exact(decode_all(t, table[:candidates]))
-            at = np.flatnonzero((groups.source_start <= i) & (i < groups.source_stop))
-            a, b = (int((groups[s + 1] - groups[s])[at[0]]) for s in (1, 3)) if len(at) else (0, 0)
-            if exact.std() > 0: out.append(dict(text=k, counts=[a, b], spearman=spearman(E[new] @ grad, exact)))
+            if exact.std() > 0: out.append(dict(text=k, counts=list(counts[i]), spearman=spearman(E[new] @ grad, exact)))
     return out
 
 
