@@ -339,7 +339,9 @@ def summary(pair, a):
     state = json.loads(kept.read_text())
     names = list(dict.fromkeys(n for s in state["slots"].values() for n in s))
     rows = []
+    main = ("fuse pairs, 1", "fuse pairs, 16", "vocabulary, 16", "vocabulary, here", "words", "combined", "as-published", "lm", "sparse, 16", "fuse trained linear, 16", "fuse trained MLP, 16")
     for r in rows_from(state["slots"], names, SEED):
+        if r.among != "all" and r.ranker not in main: continue
         rows.append([r.ranker, r.where, r.among, r.n, [round(x, 3) for x in r.spearman]] + ([[round(x, 3) for x in r.recall], [round(x, 4) for x in r.regret]] if r.among == "all" else []))
     return dict(source=PAIRS[pair][0], target=PAIRS[pair][1], prompts=state.get("prompts"), tokens=state.get("tokens"), adapters=state["told"], rows=rows)
 
