@@ -305,6 +305,7 @@ def measure(pair, a):
     allowed, tables = allowed_tokens(source), Tables()
     slot = lambda k, w: slot_of(source, prompts[k], w, allowed, 1000 * SEED + k)
     where = [w for w in WHERE if w in a.where.split(",")]
+    state["tokens"] = a.tokens
     extra = {}
     words = isinstance(target, TextEncoder)
     if words: extra["words"] = Words()
@@ -340,10 +341,13 @@ def summary(pair, a):
     names = list(dict.fromkeys(n for s in state["slots"].values() for n in s))
     rows = []
     main = ("fuse pairs, 1", "fuse pairs, 16", "vocabulary, 16", "vocabulary, here", "words", "combined", "as-published", "lm", "sparse, 16", "fuse trained linear, 16", "fuse trained MLP, 16")
+    measured = {n: sum(n in v for k, v in state["slots"].items() if k.endswith("append")) for n in names if ", here" not in n}
+    whole = max(measured.values(), default=0)
+    names = [n for n in names if measured.get(n, whole) == whole]  # a ranker that is under way is left out
     for r in rows_from(state["slots"], names, SEED):
         if r.among != "all" and r.ranker not in main: continue
         rows.append([r.ranker, r.where, r.among, r.n, [round(x, 3) for x in r.spearman]] + ([[round(x, 3) for x in r.recall], [round(x, 4) for x in r.regret]] if r.among == "all" else []))
-    return dict(source=PAIRS[pair][0], target=PAIRS[pair][1], prompts=state.get("prompts"), tokens=state.get("tokens"), adapters=state["told"], rows=rows)
+    return dict(source=PAIRS[pair][0], target=PAIRS[pair][1], prompts=whole, tokens=state.get("tokens", a.tokens), adapters=state["told"], rows=rows)
 
 
 if __name__ == "__main__":
