@@ -10,6 +10,7 @@ from fastcore.basics import patch
 from .checks import check_choice, check_number, check_seed, check_text, shown
 from .causal import CausalLM
 from .images import ImageTextModel, load_image
+from .store import check_model
 from .fitting import FuseAdapter
 from .losses import Fluency, ZeroShotLabel
 from .objective import Objective, Term
@@ -183,6 +184,8 @@ def from_pretrained(
     "Load two models and their adapter. Raises `ValueError` or `TypeError` for what is unknown."
     settings, more = checked_settings(method, weights, **options)
     check_wording(prefix, sentiment, lm=lm, image_model=image_model)  # before anything is loaded
+    check_model(lm, "language model")
+    check_model(image_model, "image-text model")
     source = CausalLM.from_pretrained(lm, device=device)
     target = ImageTextModel.from_pretrained(image_model, device=device)
     fitted = adapter and FuseAdapter.from_pretrained(adapter, source, target, source.device)
