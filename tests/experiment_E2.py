@@ -19,7 +19,7 @@ from fuse_nb.autodan import AutoDAN
 from fuse_nb.captioning import Captioner
 from fuse_nb.combined import Combined
 from fuse_nb.datasets import read_references
-from fuse_nb.ranking import AsPublished, Fuse
+from fuse_nb.ranking import AsPublished, Fuse, Vocabulary
 from fuse_nb.results import compare_values
 from fuse_nb.scoring import score_report
 from machine import SEARCH, code_hash, made
@@ -34,7 +34,9 @@ METHODS = {
     "as published": lambda budget: (AsPublished(), 0),
     "fuse 1": lambda budget: (Fuse(1), 1),
     "fuse 16": lambda budget: (Fuse(16), 16),
+    "vocabulary 16": lambda budget: (Vocabulary(16), 16),
     "words": lambda budget: ("words", 0),
+    "surrogate": lambda budget: ("surrogate", 0),
     "combined": lambda budget: (Combined(8, 8, 4), 4) if budget < 16 else (Combined(), 8),
 }
 
