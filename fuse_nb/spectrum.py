@@ -79,16 +79,22 @@ def from_spectrum(
     return torch.fft.irfft(F, n=l) if real else torch.fft.ifft(F)
 
 # %% ../nbs/08_spectrum.ipynb #b652daa3
+def _cosine(quarters: float) -> float:
+    "Of so many quarter turns, exact where these are whole: cos(pi / 2) would be 6e-17."
+    whole = quarters == int(quarters)
+    return (1.0, 0.0, -1.0, 0.0)[int(quarters) % 4] if whole else math.cos(math.pi / 2 * quarters)
+
+
 def real_dft(
     l: int,                             # tube length
     dtype: torch.dtype = torch.float64,
     device: torch.device | str | None = None,
 ) -> Tensor:                            # (l, l)
     "The DFT of a real tube without its redundant half, as a real matrix."
-    # turn[r][j]: the part of the circle that row r has turned at j; cos(x + a quarter) = -sin x
-    quarter = [r > 0 and r % 2 == 0 for r in range(l)]
-    turn = [[(r + 1) // 2 * j % l / l + quarter[r] / 4 for j in range(l)] for r in range(l)]
-    rows = [[math.cos(2 * math.pi * t) for t in row] for row in turn]
+    # quarters[r][j]: the quarter turns that row r has made at j; cos(x + a quarter) = -sin x
+    ahead = [r > 0 and r % 2 == 0 for r in range(l)]
+    quarters = [[(r + 1) // 2 * j % l * 4 / l + ahead[r] for j in range(l)] for r in range(l)]
+    rows = [[_cosine(q) for q in row] for row in quarters]
     return torch.tensor(rows, dtype=dtype, device=device)
 
 # %% ../nbs/08_spectrum.ipynb #3f40b46a

@@ -24,7 +24,8 @@ html_theme, html_title = "furo", "FUSE, a literate reproduction"
 html_static_path, html_css_files = ["_static"], ["book.css"]
 mathjax_path = "tex-svg.js"
 mathjax3_config = dict(svg=dict(fontCache="global"))
-nb_execution_mode, nb_merge_streams = "off", True
+nb_execution_mode, nb_merge_streams, nb_render_markdown_format = "off", True, "gfm"
+html_use_index = False
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence"]
 myst_heading_anchors = 3
 html_show_sphinx = html_copy_source = html_show_sourcelink = False
@@ -39,11 +40,14 @@ div.cell_output pre, div.cell_input pre { overflow-x: auto; }
 table { display: block; overflow-x: auto; max-width: 100%; }
 .library { font-size: 0.8rem; color: var(--color-foreground-muted); }
 img { max-width: 100%; height: auto; background: white; }
+body[data-theme="dark"] img { filter: brightness(0.85); border-radius: 4px; }
+@media (prefers-color-scheme: dark) { body:not([data-theme="light"]) img { filter: brightness(0.85); border-radius: 4px; } }
 mjx-container { max-width: 100%; overflow-x: auto; overflow-y: hidden; }
 mjx-container[display="true"] { padding-bottom: 0.3em; }
 @media (max-width: 600px) {
   div.cell_input pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: 0.75rem; }
   code.literal { overflow-wrap: anywhere; white-space: normal; }
+  td code.literal { overflow-wrap: normal; }
 }
 """
 
