@@ -2,6 +2,7 @@
 
     python tests/experiment_E5.py [--texts 300] [--seeds 1] [--goals 10]
 
+Two starts: ten random tokens, and the goal itself, said again and again (its last ten tokens), which may need no search at all.
 Ways, on equal budgets of evaluated texts: found jointly by GCG, the second model's gradient through a FuseAdapter; for each model alone (and what it then makes the other
 say); jointly by random swaps, without a gradient. A run ends early when its best text makes both models say the goal. Searches read in bfloat16, the verdict in float32.
 The result, data/e5_two_models.json, is written after every run; a second call goes on with what is missing.
@@ -22,7 +23,8 @@ from machine import SEARCH, made
 ROOT, PREFIX = Path(__file__).parent.parent, "Story:"
 GOALS = [" once upon a time", " thank you very much", " happy birthday to you", " the cat sat on the mat", " have a nice day", " two plus two is four", " the sky is blue",
          " the sun rises in the east", " see you tomorrow morning", " bread and butter"]  # chosen before any run
-WAYS = ("joint", "smollm2 alone", "gemma alone", "joint, no gradient")
+SAID = ("said again and again", "joint, from there", "smollm2 alone, from there", "gemma alone, from there", "no gradient, from there")   # the last ten tokens of the goal, over and over
+WAYS = (*SAID, "joint", "smollm2 alone", "gemma alone", "joint, no gradient")                                                   # and from ten random tokens
 
 
 class Both:
@@ -44,8 +46,8 @@ class Both:
 
 def objective(both, way, goal, adapter):
     terms = both.terms(goal, adapter)
-    if way == "gemma alone": return Objective(Term(terms["gemma"].loss, name="gemma"), source=both.lms["gemma"])   # ten tokens of its own
-    return Objective(*([terms["smollm2"]] if way == "smollm2 alone" else terms.values()), source=both.lms["smollm2"])
+    if way.startswith("gemma alone"): return Objective(Term(terms["gemma"].loss, name="gemma"), source=both.lms["gemma"])   # ten tokens of its own
+    return Objective(*([terms["smollm2"]] if way.startswith("smollm2 alone") else terms.values()), source=both.lms["smollm2"])
 
 
 def search(both, way, goal, adapter, seed, texts):
@@ -57,9 +59,12 @@ def search(both, way, goal, adapter, seed, texts):
         looks[0] += time.process_time() - began
         if t["text"] and all(seen[t["text"]].values()): raise KeyboardInterrupt
     options = dict(steps=1000, length=10, max_evaluations=texts, progress=False, callback=look)
+    o = objective(both, way, goal, adapter)
+    start = o.source.tokenizer.decode(o.source.tokenizer(goal*10, add_special_tokens=False)["input_ids"][-10:]) if way in SAID else None
+    if way == SAID[0]: options.update(steps=1, max_evaluations=1)
     optimizer = RandomSearch(candidates=32, **options) if "no gradient" in way else GCG(**options)
     began = time.process_time()
-    r = optimizer.minimize(objective(both, way, goal, adapter), PREFIX, seed=seed)
+    r = optimizer.minimize(o, PREFIX, seed=seed, init=start)
     return r, time.process_time() - began - looks[0]
 
 
@@ -92,8 +97,8 @@ if __name__ == "__main__":
     both, judge = Both(torch.bfloat16), Both(torch.float32)
     adapter = FuseAdapter.cached(*both.lms.values())
     for seed in range(a.seeds):
-        for goal in GOALS[:a.goals]:
-            for way in WAYS:
+        for ways in (SAID, WAYS[len(SAID):]):
+            for goal, way in ((g, w) for g in GOALS[:a.goals] for w in ways):
                 if any((r["way"], r["goal"], r["seed"]) == (way, goal, seed) for r in out["runs"]): continue
                 r, seconds = search(both, way, goal, adapter, seed, a.texts)
                 says, losses = judge.verdict(r.text, goal)
