@@ -13,6 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 HINT = re.compile(r"<details><summary>(.*?)</summary>\s*(.*?)\s*</details>", re.S)
+LINK = re.compile(r"\]\((?:\.\./|experiments/)(\w+\.ipynb)")                     # all pages of the book lie in one folder
 PLAIN = re.compile(r'<span class="(?:w|n|p)">([^<]*)</span>')      # spaces, names and brackets need no colour of their own: a third of a page
 PARTS = {"0": "Tools", "1": "Algebra", "2": "Words", "3": "Models", "4": "The adapter", "5": "Losses and rankers",
          "6": "Search", "7": "Applications", "8": "Measuring", "9": "The command"}
@@ -82,7 +83,7 @@ def page_of(notebook, module):
         source = "".join(cell["source"])
         if re.match(r"#\| ?(hide$|hide\n|default_exp)", source): continue
         if cell["cell_type"] == "markdown":
-            cells.append(markdown(dropdown(source)))
+            cells.append(markdown(dropdown(LINK.sub(r"](\1", source))))
             continue
         exported = re.search(r"^#\| ?exports?$", source, re.M)
         answer = re.match(r"#\| exercise", source)

@@ -68,7 +68,7 @@ MACROS = set("""mathbb mathrm mathcal hat times top bigl bigr Bigl Bigr left rig
     operatorname overline bar tilde partial nabla lambda sigma tau kappa varepsilon epsilon omega alpha beta gamma delta theta phi pi mu rho Delta Sigma le ge ne leq geq neq approx equiv sim in notin
     to mapsto lfloor rfloor lceil rceil langle rangle otimes cdot quad qquad text bmod mod ell infty lVert rVert Vert mid mathbf boldsymbol odot circ propto subset cup cap forall exists
     limits nolimits underbrace overbrace lvert rvert binom mathop star ast pm dagger prime setminus big Big softmax mathit mathsf widehat rightarrow leftarrow Rightarrow ll gg bigoplus oplus not
-    ln Phi det pmod psi displaystyle nonumber label tag hspace vspace phantom stackrel underset overset hline space min max qquad""".split())
+    ln Phi varphi det pmod psi displaystyle nonumber label tag hspace vspace phantom stackrel underset overset hline space min max qquad""".split())
 
 
 def faults_of(formula):
