@@ -78,7 +78,7 @@ def table(runs):
         p, z = k/n, 1.96
         mid, half = (p + z*z/2/n)/(1 + z*z/n), z/(1 + z*z/n)*(p*(1 - p)/n + z*z/4/n/n)**0.5
         mean = lambda f: round(sum(map(f, mine))/n, 3)
-        out[way] = dict(n=n, both=k, interval=[round(mid - half, 3), round(mid + half, 3)], goals=len({r["goal"] for r in mine if all(r["says"].values())}),
+        out[way] = dict(n=n, both=k, interval=[round(max(0.0, mid - half), 3), round(min(1.0, mid + half), 3)], goals=len({r["goal"] for r in mine if all(r["says"].values())}),
                         smollm2=sum(r["says"]["smollm2"] for r in mine), gemma=sum(r["says"]["gemma"] for r in mine),
                         loss_smollm2=mean(lambda r: r["losses"]["smollm2"]), loss_gemma=mean(lambda r: r["losses"]["gemma"]), texts=mean(lambda r: r["texts"]), seconds=mean(lambda r: r["seconds"]))
     return out
@@ -86,7 +86,7 @@ def table(runs):
 
 if __name__ == "__main__":
     p = argparse.ArgumentParser()
-    p.add_argument("--texts", type=int, default=300); p.add_argument("--seeds", type=int, default=1); p.add_argument("--goals", type=int, default=10)
+    p.add_argument("--texts", type=int, default=300); p.add_argument("--seeds", type=int, default=1); p.add_argument("--goals", type=int, default=10); p.add_argument("--near", action="store_true", help="only from the goal")
     p.add_argument("--short", action="store_true", help="two goals, 100 texts, to data/e5_short.json"); p.add_argument("--out", type=Path, default=ROOT/"data"/"e5_two_models.json")
     a = p.parse_args()
     if a.short: a.texts, a.goals, a.out = 100, 2, ROOT/"data"/"e5_short.json"
@@ -97,7 +97,7 @@ if __name__ == "__main__":
     both, judge = Both(torch.bfloat16), Both(torch.float32)
     adapter = FuseAdapter.cached(*both.lms.values())
     for seed in range(a.seeds):
-        for ways in (SAID, WAYS[len(SAID):]):
+        for ways in (SAID, WAYS[len(SAID):])[:1 if a.near else 2]:
             for goal, way in ((g, w) for g in GOALS[:a.goals] for w in ways):
                 if any((r["way"], r["goal"], r["seed"]) == (way, goal, seed) for r in out["runs"]): continue
                 r, seconds = search(both, way, goal, adapter, seed, a.texts)
