@@ -173,6 +173,15 @@ def write_notebook(path, cells):
     path.write_text(json.dumps(dict(cells=cells, metadata=kernel, nbformat=4, nbformat_minor=4)), encoding="utf-8")
 
 
+def lighter(png):
+    "A figure has few colours: 256 of them are kept, if that makes the file smaller."
+    from PIL import Image
+    part = png.with_suffix(".part")
+    Image.open(png).convert("RGB").quantize(256).save(part, format="PNG", optimize=True)
+    if part.stat().st_size < png.stat().st_size: part.replace(png)
+    else: part.unlink()
+
+
 def build(out):
     "Write the book into `out`. Raises `CalledProcessError`, with Sphinx's warnings printed, when a link or a formula is wrong."
     out = Path(out)
@@ -182,6 +191,7 @@ def build(out):
     subprocess.run([sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", "-d", str(source/".trees"), str(source), str(out)], check=True)
     shutil.rmtree(source)
     for page in out.glob("*.html"): page.write_text(PLAIN.sub(r"\1", page.read_text(encoding="utf-8")), encoding="utf-8")
+    for png in (out/"_images").glob("*.png"): lighter(png)
     for name in (".buildinfo", "objects.inv"): (out/name).unlink(missing_ok=True)
     return out/"index.html"
 
