@@ -80,8 +80,9 @@ def goal_losses(
                 raise ValueError(f"goals[{k}] is a loss of another model than the target")
             losses.append(goal)
             continue
-        room, n = target.max_length, len(target.tokenize([check_text(f"goals[{k}]", goal)])[0])
-        if not goal.strip() or n >= room:
+        spelled = target.tokenizer(check_text(f"goals[{k}]", goal), verbose=False)["input_ids"]
+        room, n = target.max_length, len(spelled)
+        if not goal.strip() or n > room:
             told = "is empty" if not goal.strip() else f"has {n} tokens, the model reads {room}"
             raise ValueError(f"goals[{k}] {told}: give a short sentence")
         if not hasattr(target, "text") and not isinstance(target, CausalLM):
