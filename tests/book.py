@@ -40,6 +40,8 @@ div.cell_input pre, div.cell_output pre { font-size: 0.78rem; }
 @media (min-width: 82em) { .content { width: 50em; } }    /* a line of 100 characters is seen whole */
 div.cell_output pre, div.cell_input pre { overflow-x: auto; }
 table { display: block; overflow-x: auto; max-width: 100%; }
+details.hint { margin: 1em 0; padding: 0.5em 1em; border-left: 3px solid #CC79A7; background: var(--color-background-secondary); }
+details.hint summary { cursor: pointer; font-weight: bold; }
 .library { font-size: 0.8rem; color: var(--color-foreground-muted); }
 img { max-width: 100%; height: auto; background: white; }
 body[data-theme="dark"] img { filter: brightness(0.85); border-radius: 4px; }
@@ -72,8 +74,8 @@ def is_patch(source, name):
 
 
 def dropdown(text):
-    "Hints as a box that opens, which may hold formulas; plain HTML may not."
-    return HINT.sub(lambda m: f"\n:::{{admonition}} {m[1]}\n:class: dropdown\n{m[2]}\n:::\n", text)
+    "Hints that are closed until asked for. Blank lines let formulas be read inside."
+    return HINT.sub(lambda m: f'\n<details class="hint"><summary>{m[1]}</summary>\n\n{m[2]}\n\n</details>\n', text)
 
 
 def markdown(source): return dict(cell_type="markdown", metadata={}, source=source)
