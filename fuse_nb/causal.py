@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from torch import Tensor
 from .checks import check_count, check_tensor, check_texts, shown
 from .store import pick_device, _find, _from_gguf, _is_packaged, _load
-from .families import Family, Past, _select as _select, _twin as _twin, describe, examine
+from .families import Family, Past, describe, examine
 from .families import digest_of_table, digest_of_weights, longest_text, table_of
 
 # %% auto #0
@@ -149,9 +149,6 @@ def tokenize(self: Model, texts: Sequence[str]) -> list[list[int]]:
             stacklevel=2,
         )
     return found
-
-
-_Model, Model._check = Model, Model.check_length    # former names, for rooms that use them still
 
 # %% ../nbs/31_causal.ipynb #ba2881df
 class CausalLM(Model):

@@ -127,7 +127,7 @@ def losses(self: TargetText, embeds: Tensor, mask: Tensor | None = None) -> Tens
         return torch.cat([self.losses(e[m.bool()][None]) for e, m in zip(embeds, mask)])
     tail = self.lm.embed(self.ids[:-1]).expand(len(embeds), -1, -1)
     embeds = torch.cat([embeds, tail.to(embeds)], 1).to(self.lm.dtype)
-    self.lm._check(embeds.shape[1])
+    self.lm.check_length(embeds.shape[1])
     logits = self.lm._call(last=len(self.ids), inputs_embeds=embeds, use_cache=False).logits
     return self._mean(logits[:, -len(self.ids) :])
 
@@ -140,7 +140,7 @@ def last_logits(
     "Next-token logits after each row's last real token, differentiable, a batch for each length."
     lengths, order, parts = mask.long().sum(1), [], []
     for n in lengths.unique().tolist():
-        lm._check(n)
+        lm.check_length(n)
         rows = (lengths == n).nonzero()[:, 0]
         read = embeds[rows, :n].to(lm.dtype)
         logits = lm._call(last=1, inputs_embeds=read, use_cache=False).logits[:, -1]

@@ -67,7 +67,7 @@ def pairs_of(
         raise ValueError(f"prompts must be at least {FEWEST} for an interval, got {len(pairs)}")
     return pairs
 
-
+# %% ../nbs/54_probes.ipynb #2beb54bb
 def goal_losses(
     target: object,   # the model that reads
     goals: Sequence,  # sentences, or losses of this model

@@ -17,12 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from .checks import one_line, shown
 from fuse_nb.files import (                                         # the front door to files
-    _plain as _plain,
     cache_dir as cache_dir,
     cached as cached,
     data_file as data_file,
     fingerprint_of as fingerprint_of,
-    json_text as json_text,
     log as log,
     sha256_file as sha256_file,
     sweep as sweep,
@@ -36,8 +34,7 @@ from fuse_nb.files import (                                         # the front 
 __all__ = ['pick_device', 'check_model']
 
 # %% ../nbs/06_store.ipynb #5b6598ad
-from .packages import _LITE0 as _LITE0, _MINILM as _MINILM   # and to packages
-from fuse_nb.packages import (
+from fuse_nb.packages import (                                      # and to packages
     PACKAGED as PACKAGED,
     Package as Package,
     _files as _files,
@@ -48,9 +45,6 @@ from fuse_nb.packages import (
 
 if TYPE_CHECKING:
     import torch
-
-# %% ../nbs/06_store.ipynb #9050b023
-_one_line, _write_folder = one_line, write_folder   # former names, still used elsewhere
 
 # %% ../nbs/06_store.ipynb #30bce65c
 def pick_device(
