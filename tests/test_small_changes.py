@@ -70,15 +70,16 @@ def test_three_words_are_enough_to_calibrate(made):
     close(Fuse(2).predict(term, s), raw - raw[two.tokens].mean() + two.losses.mean(), 1e-4)
 
 
-def test_the_regression_knows_no_unit():
+@pytest.mark.parametrize("sign, likelier", [(1, 0.99), (-1, 0.01)])
+def test_the_regression_knows_no_unit(sign, likelier):
     "Neither what it predicts nor which correlation of the slots it finds likelier."
     g = torch.Generator().manual_seed(1)
     X, w = torch.randn(60, 20, generator=g), torch.randn(1, 20, generator=g)
     tokens = [torch.arange(30), torch.arange(30, 60)]
-    losses = [X[t] @ w[0] for t in tokens]                  # the slots' words are worth the same
+    losses = [X[tokens[0]] @ w[0], sign * X[tokens[1]] @ w[0]]   # worth the same in both slots, or the opposite
     fit = lambda unit, shares: ridge_fit([X, X], tokens, [unit * y for y in losses], 0.1, share=[torch.full((2, 2), r) for r in shares]) / unit
     for unit in (1e-4, 1.0, 1e4):
-        close(fit(unit, [0.01, 0.99]), fit(1.0, [0.99]), 1e-3)
+        close(fit(unit, [0.01, 0.99]), fit(1.0, [likelier]), 1e-3)
     assert not torch.allclose(fit(1.0, [0.01]), fit(1.0, [0.99]), atol=1e-2)
 
 
