@@ -4,7 +4,6 @@
 
 # %% ../nbs/29_precision.ipynb #ede8c69e
 from __future__ import annotations
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 from .checks import check_choice, one_line
