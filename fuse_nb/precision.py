@@ -119,7 +119,7 @@ def load_in(
 ) -> object:
     "A model that reads in this dtype. Raises what `from_pretrained` and `in_dtype` raise."
     if name_of(dtype) not in HALVES:
-        return kind.from_pretrained(name, device=device, dtype=dtype)
+        return kind.from_pretrained(name, device=device)
     as_kept = {} if str(name) in PACKAGED else {"dtype": "auto"}
     return in_dtype(kind.from_pretrained(name, device=device, **as_kept), dtype)
 
