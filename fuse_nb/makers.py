@@ -72,7 +72,8 @@ def settings_identity(
     asked, more = checked_settings(method, weights, **options)
     kept = [model_digest(lm), model_digest(image_model)]
     kept += [f"adapter {model_digest(adapter)}"] if adapter else []
-    read_in = name_of(pick_dtype(dtype, device))
+    place = device if name_of(dtype) == "auto" else "cpu"  # only `auto` asks the device
+    read_in = name_of(pick_dtype(dtype, place))
     kept += [f"dtype {read_in}"] if read_in != "float32" else []
     told = AutoDAN(**asked).settings(scope=more["scope"], **more["weights"])
     return kept + [f"{k} {v}" for k, v in sorted(told.items())]

@@ -200,6 +200,8 @@ def settle(self: Ledger) -> None:
         return
     with suppress(RuntimeError, MemoryError, FloatingPointError):
         _, ids, text, _ = self.best
+        for t in self.objective.terms:  # they remember what was read in a batch
+            t.forget(self.objective.texts([t.read_tokens(ids, self.start, self.end)]))
         loss, terms = self.objective([ids], self.start, end=self.end)[0]
         self.best = (loss, ids, text, terms)
 
