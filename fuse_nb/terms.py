@@ -188,6 +188,13 @@ def remember(self: Framed, texts: Sequence[str], losses: Tensor) -> None:
     if len(self.prefixes) == 1:  # of several, the mean is wanted, and one was read
         self._seen.add(texts, losses.float().tolist())
 
+
+@patch
+def forget(self: Framed, texts: Sequence[str]) -> None:
+    "Read these texts again when they are asked for."
+    for t in texts:
+        self._seen.pop(t, None)
+
 # %% ../nbs/39_terms.ipynb #f50abeb7
 @patch
 def identity(self: Framed, weight: float, adapter: object) -> str:
