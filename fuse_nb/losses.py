@@ -90,7 +90,6 @@ class TargetText:
         self.reader = PrefixReader(self.lm)
         if not self.ids:
             raise ValueError(f"text {text!r} has no tokens for {self.lm.name}: give a continuation")
-        self.labels = torch.tensor(self.ids, device=self.lm.device)
 
     def identity(self) -> str:
         "What it compares with, as a digest."
@@ -105,6 +104,13 @@ def exact_ids(
 ) -> Tensor:
     "`(N,)` losses, without gradients. Raises `ValueError` for an empty prompt."
     return self.reader.each(seqs, self._mean, tail=self.ids[:-1], keep=len(self.ids))
+
+
+@patch(as_prop=True)
+def labels(self: TargetText) -> Tensor:
+    "`(m,)` tokens of the continuation where the model is, taken there once."
+    make = lambda: torch.tensor(self.ids, device=self.lm.device)
+    return self.lm.remember(("labels", *self.ids), make)
 
 
 @patch
