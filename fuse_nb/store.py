@@ -31,7 +31,7 @@ from fuse_nb.files import (                                         # the front 
 )
 
 # %% auto #0
-__all__ = ['pick_device', 'check_model']
+__all__ = ['pick_device', 'send', 'check_model']
 
 # %% ../nbs/06_store.ipynb #5b6598ad
 from fuse_nb.packages import (                                      # and to packages
@@ -69,6 +69,20 @@ def pick_device(
             return wanted
     named = repr(str(device)) if isinstance(device, (str, torch.device)) else shown(device)
     raise ValueError(f"device {named} is not there; this machine has {', '.join(there)}")
+
+# %% ../nbs/06_store.ipynb #e0762ab8
+def send(
+    device: torch.device,   # where to
+    *parts: torch.Tensor,   # whole numbers or truth values, of any shapes
+) -> list[torch.Tensor]:    # int64 there, of the same shapes
+    "Small tensors of the host, taken to a device in one copy. Those that lie on one go one by one."
+    import torch
+
+    if not parts or any(p.device.type != "cpu" for p in parts):
+        return [p.long().to(device) for p in parts]
+    row = torch.cat([p.flatten().long() for p in parts]).to(device)
+    cut = row.split([p.numel() for p in parts])
+    return [x.view(p.shape) for x, p in zip(cut, parts)]
 
 # %% ../nbs/06_store.ipynb #af5111ac
 @contextlib.contextmanager

@@ -178,8 +178,8 @@ def _read(self: Framed, texts: Sequence[str]) -> Tensor:
     parts = []
     for prefix in self.prefixes:
         losses = self.loss.exact([prefix + t + self.suffix for t in texts])
-        parts.append(as_losses(self.name, losses, len(texts)).cpu())
-    return torch.stack(parts).mean(0)
+        parts.append(as_losses(self.name, losses, len(texts)))
+    return torch.stack(parts).mean(0).cpu()
 
 
 @patch
