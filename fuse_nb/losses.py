@@ -105,7 +105,7 @@ def exact_ids(
     "`(N,)` losses, without gradients. Raises `ValueError` for an empty prompt."
     return self.reader.each(seqs, self._mean, tail=self.ids[:-1], keep=len(self.ids))
 
-
+# %% ../nbs/50_losses.ipynb #ee7a3192
 @patch(as_prop=True)
 def labels(self: TargetText) -> Tensor:
     "`(m,)` tokens of the continuation where the model is, taken there once."
