@@ -81,6 +81,18 @@ def test_survivors_equal_the_check_of_each_row(family):
     assert decoded(lm, rows) == texts
 
 
+@pytest.mark.parametrize("name", ["_decode", "batch_decode"])
+def test_a_tokenizer_that_spells_in_its_own_way_is_asked(name):
+    "The fast backend is asked in its place only where it adds nothing of its own."
+    lm = source_of("gpt2")
+    rows = [[5, 6, 7], [8, 9]]
+    plain = decoded(lm, rows)
+    kind = type(lm.tokenizer)
+    own = {"_decode": lambda self, **o: kind._decode(self, **o) + "~", "batch_decode": lambda self, rows, **o: [t + "~" for t in kind.batch_decode(self, rows, **o)]}
+    lm.tokenizer.__class__ = type("Own", (kind,), {name: own[name]})
+    assert decoded(lm, rows) == [t + "~" for t in plain]
+
+
 def test_line_breaks_around_a_mark_do_not_meet():
     lm = small(breaks(), "breaks")
     left, right = given_tokens(lm, "<|user|>\nTell me about", "\n<|end|>\n<|assistant|>\n")
