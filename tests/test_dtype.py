@@ -113,6 +113,7 @@ def test_a_table_made_in_16_bits_is_not_taken_for_another(made, own_cache, tmp_p
 def test_a_search_is_not_continued_in_another_dtype(made):
     tensors = made["gpt2-pieces"].tensors
     full, half = bridged(made["gpt2"], made["pieces"], tensors), bridged(low(made["gpt2"]), low(made["pieces"]), tensors)
+    assert all(a != b for a, b in zip(full.identity(), half.identity()))         # of the language model nothing else differs than what it reads in
     for one, other in ((full, half), (half, full)):
         r = search("lm").minimize(one, prefix=PREFIX, seed=1)
         with pytest.raises(ValueError, match="resume: that run had the (dtype|objective)"): search("lm").minimize(other, prefix=PREFIX, seed=1, resume=r)
