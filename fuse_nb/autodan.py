@@ -19,7 +19,7 @@ from .ranking import LM, Ranker
 from .combined import get_ranker
 from .result import Result, Search
 from .loop import drive
-from .search import Ledger, _before, _whole_text, evaluate
+from .search import Ledger, _before, _whole_text
 
 # %% auto #0
 __all__ = ['STRATEGIES', 'Node', 'greedy', 'beam_search', 'uniform_cost', 'AutoDAN']
@@ -255,10 +255,11 @@ def evaluated(self: _Walk, nodes: list[Node]) -> list[Node]:
     nodes = self.kept(nodes)
     if not nodes:
         return []
+    if self.search.max_seconds:    # time may end before the last: the promising ones first
+        nodes.sort(key=lambda n: n.guess)
     rows = [n.ids + self.books.right for n in nodes]
-    where = self.books.start, self.known(nodes), self.books.end
-    values = evaluate(self.books.objective, rows, *where)
-    self.books.evaluations += len(rows)
+    values = self.books.in_time(rows, self.known(nodes))
+    nodes, rows = nodes[: len(values.total)], rows[: len(values.total)]
     tried = {}
     for n in nodes:
         tried.setdefault(n.parent, []).append(n.ids[-1])

@@ -51,13 +51,8 @@ def _added(tokenizer, text: str, row: list[int]) -> list[bool]:
 _WORD_ENDS = re.compile(r"(?<=\S)(?=\s)|\Z")
 
 # %% ../nbs/03_offsets.ipynb #c54c08aa
-def prefix_spans(
-    tokenizer: object,           # a Hugging Face tokenizer, also one without offsets
-    text: str,           # what was tokenized
-    content: list[int],  # its n token ids, without those that the tokenizer added
-) -> list[tuple[int, int]]:  # for each token the characters of all words that it may belong to
-    """Where tokens lie, found without offsets: a word ends where the text up to there gives the
-    beginning of the tokens."""
+def _prefix_slow(tokenizer, text: str, content: list[int]) -> list[tuple[int, int]]:
+    "Spans of words by tokenizing the text up to every word's end: the definition."
     spans, begin = [], 0
     for end in (m.start() for m in _WORD_ENDS.finditer(text)):
         head = content if end == len(text) else _plain_ids(tokenizer, text[:end])
@@ -67,6 +62,34 @@ def prefix_spans(
         spans += [(begin, end)] * (k - len(spans))
         begin = end
     return spans + [(begin, len(text))] * (len(content) - len(spans))
+
+# %% ../nbs/03_offsets.ipynb #73153d32
+def _word_by_word(tokenizer, text: str, content: list[int]) -> list[tuple[int, int]]:
+    "Spans by what each word adds to the word before; fewer than tokens where that fails."
+    spans, before, begin, tries = [], 0, 0, 0
+    for end in (m.start() for m in _WORD_ENDS.finditer(text)):
+        context = _plain_ids(tokenizer, text[before:begin]) if begin else []
+        window = _plain_ids(tokenizer, text[before:end])
+        added, at = window[len(context) :], len(spans)
+        wanted = content[at : at + len(added)]    # fewer where the content was truncated
+        if window[: len(context)] == context and added[: len(wanted)] == wanted:
+            spans += [(begin, end)] * len(wanted)
+            before, begin, tries = begin, end, 0
+        elif (tries := tries + 1) > 8:    # no word seems to end here
+            break
+    return spans
+
+# %% ../nbs/03_offsets.ipynb #c15f446b
+def prefix_spans(
+    tokenizer: object,           # a Hugging Face tokenizer, also one without offsets
+    text: str,           # what was tokenized
+    content: list[int],  # its n token ids, without those that the tokenizer added
+) -> list[tuple[int, int]]:  # for each token the characters of all words that it may belong to
+    """Where tokens lie, found without offsets: a word ends where the text up to there gives the
+    beginning of the tokens."""
+    spans = _word_by_word(tokenizer, text, content)
+    whole = len(spans) == len(content)
+    return spans if whole else _prefix_slow(tokenizer, text, content)
 
 # %% ../nbs/03_offsets.ipynb #9af9472a
 def decode_all(tokenizer: object, batch: list[list[int]]) -> list[str]:

@@ -98,17 +98,37 @@ def affordable(self: Ledger, rows: Sequence[Sequence[int]]) -> list[int]:
         keep.append(i)
     return keep
 
+# %% ../nbs/60_search.ipynb #137d3f5f
+@patch
+def late(self: Ledger) -> bool:
+    "Whether `max_seconds` have passed."
+    limit = self.search.max_seconds
+    return limit is not None and time.perf_counter() - self.began >= limit
+
+
+@patch
+def in_time(self: Ledger, rows: list, known: dict[str, Tensor] | None = None) -> Values:
+    "The objective of these rows, or of as many, from the first on, as there is time for."
+    batch = 32 if self.source.device.type == "cpu" else 512
+    size, parts = batch if self.search.max_seconds else len(rows), []
+    for at in range(0, len(rows), size):
+        if parts and self.late():
+            break
+        more = {k: v[at : at + size] for k, v in (known or {}).items()}
+        parts.append(evaluate(self.objective, rows[at : at + size], self.start, more, self.end))
+    found = _together(parts)
+    self.evaluations += len(found.total)
+    return found
+
 # %% ../nbs/60_search.ipynb #784193a1
 @patch
 def values(self: Ledger, rows: Sequence[Sequence[int]]) -> Values:
-    "The objective of these rows; each is evaluated, and counted, once in a search."
+    "The objective of these rows that are `known` afterwards; each is evaluated once in a search."
     new = list(dict.fromkeys(r for r in map(tuple, rows) if r not in self.known))
     if new:
-        new_rows = [list(r) for r in new]
-        found = evaluate(self.objective, new_rows, self.start, end=self.end)
-        self.known.update((r, found[i]) for i, r in enumerate(new))
-        self.evaluations += len(new)
-    each = [self.known[tuple(r)] for r in rows]
+        found = self.in_time([list(r) for r in new])
+        self.known.update((r, found[i]) for i, r in enumerate(new[: len(found.total)]))
+    each = [self.known[r] for r in map(tuple, rows) if r in self.known]
     terms = {k: torch.tensor([t[k] for _, t in each]) for k in each[0][1]}
     return Values(torch.tensor([total for total, _ in each]), terms)
 
@@ -162,11 +182,10 @@ def _without_tried(node: object) -> object:
 def done(self: Ledger) -> bool:
     "Whether a limit is reached; `stopped` says which."
     search, trace = self.search, self.trace
-    seconds = time.perf_counter() - self.began
     past = trace[-1 - search.patience] if search.patience and len(trace) > search.patience else None
     if self.stopped != "steps":
         return True  # the step has said why
-    if search.max_seconds and seconds >= search.max_seconds:
+    if self.late():
         self.stopped = "time"
     elif self.room() == 0:
         self.stopped = "evaluations"
@@ -212,6 +231,12 @@ def stop(self: Ledger, why: str) -> None:
     self.stopped = why
 
 # %% ../nbs/60_search.ipynb #0449f6a6
+def _together(parts: list[Values]) -> Values:
+    "The values of several batches."
+    terms = {k: torch.cat([p.terms[k] for p in parts]) for k in parts[0].terms}
+    return Values(torch.cat([p.total for p in parts]), terms)
+
+
 def evaluate(
     objective: Callable[..., Values],  # an `Objective`
     rows: Sequence[list[int]],         # N rows of source tokens
@@ -228,9 +253,7 @@ def evaluate(
             more["end"] = end
         return objective(rows[part], start, **more)
 
-    parts = in_halves(read, range(len(rows)))
-    terms = {k: torch.cat([p.terms[k] for p in parts]) for k in parts[0].terms}
-    return Values(torch.cat([p.total for p in parts]), terms)
+    return _together(in_halves(read, range(len(rows))))
 
 # %% ../nbs/60_search.ipynb #93364bc0
 def _whole_text(loss: object) -> bool:
@@ -314,8 +337,9 @@ def try_texts(books: Ledger, found: list[list[int]]) -> tuple[list[list[int]], V
         return None
     rows = [rows[i] for i in keep]
     values = books.values(rows)
-    books.offer(values, rows)
-    return [found[i] for i in keep], values
+    read = [i for i, row in enumerate(rows) if tuple(row) in books.known]
+    books.offer(values, [rows[i] for i in read])
+    return [found[keep[i]] for i in read], values
 
 # %% ../nbs/60_search.ipynb #c6668d46
 def steered(objective: Objective) -> Objective:

@@ -403,3 +403,44 @@ def test_runs_that_spell_nothing():
 def test_the_record_of_coverage_is_that_of_the_function():
     record = json.loads((Path(__file__).resolve().parents[1]/"data"/"coverage_llama.json").read_text())
     assert [len(r["within"]) for r in record["rows"]] == [8]*len(record["rows"]) and record["paper"]["share_within_4"] == .976
+
+
+class Reads:
+    "ByT5's tokenizer, which has no offsets; counts the characters that it is given."
+    is_fast = False
+
+    def __init__(self): self.tokenizer, self.read = load("byt5"), 0
+
+    def __call__(self, text, **options):
+        self.read += len(text)
+        return self.tokenizer(text, **options)
+
+
+def test_prefix_spans_of_a_long_text_read_a_word_a_few_times():
+    words = random.Random(0).sample(word_list(2000)[0], 400)
+    for joiner in (" ", "  ", "\n"):
+        counting, text = Reads(), joiner.join(words)
+        spans = prefix_spans(counting, text, plain(counting.tokenizer, text))
+        ends = np.cumsum([len(joiner) + len(w) for w in words]) - len(joiner)
+        begins = np.concatenate([[0], ends[:-1]])
+        assert spans == [(a, z) for a, z in zip(begins.tolist(), ends.tolist()) for _ in range(z - a)]    # ASCII: a byte a character
+        assert counting.read < 6*len(text)
+
+
+@pytest.mark.parametrize("name", ("byte-level", "trimmed", "unigram", "minilm", "gemma-like", "old-llama-like", "byt5"))
+def test_prefix_spans_are_where_the_beginning_of_the_text_gives_the_beginning_of_the_tokens(name):
+    "Written again from the definition; texts of runs of spaces, unknown characters and special tokens' names, whole and truncated."
+    tokenizer, rng = get(name), random.Random(2)
+    bits = ["un", "its", " ", "  ", "\n", "é", "日本", ".", ", ", "Two", " a", "b c", "\ufffd", "'s", "\t", "</s>"]
+    for _ in range(60):
+        text = "".join(rng.choice(bits) for _ in range(rng.randrange(1, 30)))
+        ids = plain(tokenizer, text)
+        for content in (ids, ids[:len(ids)//2]):
+            wanted, begin = [], 0
+            for end in range(1, len(text) + 1):
+                last = end == len(text)
+                if not last and (text[end - 1].isspace() or not text[end].isspace()): continue
+                head = content if last else plain(tokenizer, text[:end])[:len(content)]
+                if len(head) < len(wanted) or head != content[:len(head)]: continue
+                wanted, begin = wanted + [(begin, end)]*(len(head) - len(wanted)), end
+            assert prefix_spans(tokenizer, text, content) == wanted + [(begin, len(text))]*(len(content) - len(wanted)), (text, content)

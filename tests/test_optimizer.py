@@ -1,6 +1,7 @@
 "The optimizers on objectives whose best text is known: found within a budget, once each, again after an interruption, with what can go wrong."
 import json
 import math
+import time
 
 import pytest
 import torch
@@ -297,3 +298,34 @@ def test_half_precision(made, dtype):
     for kind in ("beam", "gcg", "beam-fuse"):
         r = search(made, kind, objective(), seed=1, candidates=32)
         assert r.text == SENTENCE and r.loss < 0.1
+
+
+class Slow(Watch):
+    "A loss for which a text takes 2 ms; it keeps the number of texts of each call."
+    def exact_ids(self, seqs, start=1):
+        time.sleep(0.002*len(seqs))
+        return super().exact_ids(seqs, start)
+
+
+class SlowSlope(Slow, Slope): pass
+
+
+@pytest.mark.parametrize("kind", ["greedy", "gcg", "random-l0"])
+def test_a_step_ends_with_the_batch_in_which_the_time_is_over(made, kind):
+    "200 texts a step of 2 ms each: 0.4 s a step without a limit, and a batch of 32 with one that is over at once."
+    objective = objective_of(made, watch=SlowSlope if kind == "gcg" else Slow)
+    watch = objective.terms[-1].loss
+    free = search(made, kind, objective, steps=1, candidates=200, **(dict(topk=64) if kind == "gcg" else {}))
+    assert free.evaluations > 100 and max(map(len, watch.rows)) > 100
+    watch.rows.clear()
+    r = search(made, kind, objective, steps=50, candidates=200, max_seconds=1e-6, **(dict(topk=64) if kind == "gcg" else {}))
+    assert r.stopped == "time" and len(r.trace) == 1 and r.loss < math.inf
+    assert r.evaluations == sum(map(len, watch.rows)) and max(map(len, watch.rows)) <= 32 and r.evaluations <= 33    # the start is a text of its own
+    again = evaluate(objective, [r.ids], len(made["gpt2"].tokenize([PREFIX])[0]))
+    assert again.total.item() == pytest.approx(r.loss, abs=1e-5)
+
+
+def test_batches_between_two_looks_at_the_clock_change_nothing_else(made):
+    for kind in ("beam", "gcg", "random-l0"):
+        free, timed = search(made, kind, steps=3), search(made, kind, steps=3, max_seconds=1e6)
+        same_result(free, timed)
