@@ -17,7 +17,8 @@ import torch
 
 from fuse_nb import FuseAdapter, TextEncoder, bridge
 from fuse_nb.alignment import align, align_index
-from fuse_nb.offsets import decode_all
+from fuse_nb.gradient import route
+from fuse_nb.offsets import decode_all, special_ids
 from fuse_nb.store import write_json
 from fuse_nb.words import coverage, merge, split, word_ids, word_index, word_list
 from machine import ADAPTER, made
@@ -26,7 +27,7 @@ ROOT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("FUSE_NB_SHARED") or ROOT.parent.parent/"shared")/"tokenizers"
 KINDS = ("byte-level BPE", "CLIP's BPE", "SentencePiece BPE (Gemma)", "SentencePiece BPE (Llama)", "Unigram", "WordPiece")
 REAL = ("gpt2", "smollm2", "clip", "gemma3", "llama", "pegasus", "minilm")
-LOSSLESS = ("byte-level BPE", "SentencePiece BPE (Gemma)", "SentencePiece BPE (Llama)", "byte-level BPE across words", "gpt2", "smollm2", "gemma3", "llama")  # theory: text -> ids -> text is the identity
+LOSSLESS = ("byte-level BPE", "SentencePiece BPE (Gemma)", "byte-level BPE across words", "gpt2", "smollm2", "gemma3")  # theory: text -> ids -> text is the identity
 TEXTS = [t["text"] for t in json.loads((ROOT/"data"/"inversion_texts.json").read_text())["texts"]] + [
     "Three swans cross a narrow canal at dawn", "The gardener sells honey and candles on Saturdays", "A clock without hands hangs above the counter", "Her brother repairs bicycles in an old chapel",
     "Snow covered the vineyard before the harvest was over", "Nobody remembered where the treasure map was hidden", "The librarian whispered a recipe for onion soup", "Two fishermen argue about the price of a wooden rudder",
@@ -159,7 +160,8 @@ def exactness(n, short):
     tokenizers, rows = all_tokenizers(short), {}
     for name, t in tokenizers.items():
         raw = t.convert_ids_to_tokens(range(len(t)))
-        usable = [i for i in range(len(t)) if i not in t.all_special_ids and raw[i] is not None and not raw[i].startswith("\ue000")]
+        hidden = special_ids(t)
+        usable = [i for i in range(len(t)) if i not in hidden and raw[i] is not None and not raw[i].startswith("\ue000")]
         foreign = [rng.choices(usable, k=rng.randint(1, 12)) for _ in range(n)]
         spelled = decode_all(t, foreign)
         row = dict(texts=n, vocabulary=len(t),
@@ -346,8 +348,8 @@ def pools(t):
     return sorted(begin), sorted(inside)
 
 
-def swaps(source, target, adapter, texts, goals, seed=0, slots=3, candidates=48, tried=16, only=None):
-    "For tokens of each text: Spearman of predicted and exact change over replacements of the same sort; the gradient is the mean at `tried` others, as in the ranker `fuse`."
+def swaps(source, target, adapter, texts, goals, seed=0, slots=3, candidates=48, tried=16, only=None, spelled=None):
+    "For tokens of each text: Spearman of predicted and exact change over replacements of the same sort; the gradient is the mean at `tried` others, as in the ranker `fuse`. With a table of spellings, what it says without an adapter too."
     t, E, out = source.tokenizer, source.embedding_table, []
     begin, inside = pools(t)
     for k, (text, goal) in enumerate(zip(texts, goals)):
@@ -356,6 +358,7 @@ def swaps(source, target, adapter, texts, goals, seed=0, slots=3, candidates=48,
         groups = align_index(ours, theirs)
         where = [(i, np.flatnonzero((groups.source_start <= i) & (i < groups.source_stop))) for i in range(len(ids))]
         counts = {i: tuple(int((groups[s + 1] - groups[s])[at[0]]) for s in (1, 3)) if len(at) else (0, 0) for i, at in where}
+        hidden = special_ids(t)
         usable = [i for i in counts if only is None or only(*counts[i])]
         for i in rng.sample(usable, min(slots, len(usable))):
             pool = begin if ids[i] in begin else inside
@@ -365,8 +368,19 @@ def swaps(source, target, adapter, texts, goals, seed=0, slots=3, candidates=48,
             leaf = E[torch.tensor(table[candidates:])].clone().requires_grad_()
             grad = torch.autograd.grad(loss.losses(*bridge(adapter, leaf, table[candidates:])).sum(), leaf)[0][:, i].mean(0)
             new, exact = new[:candidates], loss.exact(decode_all(t, table[:candidates]))
-            if exact.std() > 0: out.append(dict(text=k, counts=list(counts[i]), spearman=spearman(E[new] @ grad, exact)))
+            if exact.std() == 0: continue
+            out.append(dict(text=k, counts=list(counts[i]), spearman=spearman(E[new] @ grad, exact)))
+            if spelled is not None: out[-1]["spelling"] = spearman(spelled[new] @ at_word(adapter, table[candidates:], i, target, loss), exact)
     return out
+
+
+def at_word(adapter, rows, i, target, loss):
+    "The mean over rows of the target's gradient, summed over the target tokens of the word of source token i: what the spelling table is multiplied with."
+    path = route(adapter, rows)
+    ids, mask = target.pad(path.target_ids)
+    leaf = target.embed(ids).detach().requires_grad_()
+    grad = torch.autograd.grad(loss.losses(leaf, mask).sum(), leaf)[0]
+    return (grad*path.word_of(i)[..., None]).sum(1).mean(0)
 
 
 def summary(found, seed=0):
@@ -457,6 +471,7 @@ def main():
     models = "minilm, smollm2-135m, gemma3-270m (tokenizers and tables); tokenizers of gpt2, clip, llama, pegasus"
 
     def keep(**new):
+        if a.out.exists(): data.update(json.loads(a.out.read_text()))
         data.update(new)
         data["made"] = made(ADAPTER + ["gradient", "encoders"], models)
         write_json(a.out, data)
