@@ -10,6 +10,7 @@ from fastcore.basics import patch
 from .checks import check_choice, check_number, check_seed, check_text, shown
 from .causal import CausalLM
 from .images import ImageTextModel, load_image
+from .store import check_model
 from .fitting import FuseAdapter
 from .losses import Fluency, ZeroShotLabel
 from .objective import Objective, Term
@@ -18,7 +19,7 @@ from .search import Result
 from .autodan import AutoDAN
 
 # %% auto #0
-__all__ = ['WEIGHTS', 'METHODS', 'Captioner', 'all_weights', 'check_wording', 'check_kept', 'draw_shares', 'draw',
+__all__ = ['WEIGHTS', 'METHODS', 'Captioner', 'all_weights', 'check_wording', 'check_kept', 'check_there', 'draw_shares', 'draw',
            'method_settings', 'checked_settings', 'caption']
 
 # %% ../nbs/70_captioning.ipynb #d6ecca28
@@ -99,6 +100,12 @@ def check_kept(prefix: str, lm: CausalLM) -> None:
     ids = lm.tokenizer(prefix, add_special_tokens=False)["input_ids"]
     if not lm.tokenizer.decode(ids, skip_special_tokens=True).strip():
         raise ValueError(f"prefix {prefix!r} is no text for {lm.name}, only special tokens")
+
+
+def check_there(lm: str, image_model: str) -> None:
+    "Raises `ValueError` for the name of a model that cannot be had, before one is loaded."
+    check_model(lm, "language model")
+    check_model(image_model, "image-text model")
 
 # %% ../nbs/70_captioning.ipynb #b635ee9f
 def draw_shares(
@@ -183,6 +190,7 @@ def from_pretrained(
     "Load two models and their adapter. Raises `ValueError` or `TypeError` for what is unknown."
     settings, more = checked_settings(method, weights, **options)
     check_wording(prefix, sentiment, lm=lm, image_model=image_model)  # before anything is loaded
+    check_there(lm, image_model)
     source = CausalLM.from_pretrained(lm, device=device)
     target = ImageTextModel.from_pretrained(image_model, device=device)
     fitted = adapter and FuseAdapter.from_pretrained(adapter, source, target, source.device)

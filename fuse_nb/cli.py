@@ -229,6 +229,15 @@ def _invert(a: argparse.Namespace) -> int:
         _say(f"{i}: cosine {r.cosine:.3f}, {cost}")
     return 0
 
+# %% ../nbs/90_cli.ipynb #fd1135e5
+def _validate(a: argparse.Namespace) -> int:
+    from fuse_nb.validity import validate_named
+
+    same = "lm target prompts limit causal rankers tokens out seed device".split()
+    found = validate_named(**{name: getattr(a, name) for name in same})
+    _print(json.dumps(found.to_json()) if a.json else str(found))
+    return 0
+
 # %% ../nbs/90_cli.ipynb #0e9b95cf
 _FLAGS = {"subset=True": "--subset", "overwrite=True": "--overwrite"}
 _FLAGS |= {"drop_empty=True": "--drop-empty", "image_model=": "--image-model "}
@@ -315,7 +324,7 @@ def _wait_politely() -> None:
 
 # %% ../nbs/90_cli.ipynb #43936731
 COMMANDS = dict(caption=_caption, fit=_fit, score=_score, evaluate=_evaluate, models=_models)
-COMMANDS |= dict(invert=_invert)
+COMMANDS |= dict(invert=_invert, validate=_validate)
 
 def main(
     argv: list[str] | None = None,  # the arguments; None: those of the process

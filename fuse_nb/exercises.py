@@ -17,6 +17,15 @@ def _is_numbers(x: object) -> bool:
     return isinstance(x, Sequence) and not isinstance(x, str) and all(map(_is_numbers, x))
 
 # %% ../nbs/91_exercises.ipynb #c47f5fbe
+_KINDS = {"c": "complex numbers", "b": "truths"}
+
+
+def _kinds_apart(got: object, wanted: object) -> str:
+    "What is wrong with the kind of numbers; equal values of another precision are forgiven."
+    odd = got.dtype.kind in _KINDS and got.dtype.kind != wanted.dtype.kind
+    return f"the dtype is {got.dtype}, {_KINDS[got.dtype.kind]} not asked for" if odd else ""
+
+# %% ../nbs/91_exercises.ipynb #c9e87778
 def _numbers_apart(got: object, wanted: object, tolerance: float) -> str:
     "What is wrong with numbers; empty if nothing is."
     import numpy as np
@@ -25,6 +34,8 @@ def _numbers_apart(got: object, wanted: object, tolerance: float) -> str:
     got, wanted = plain(got), plain(wanted)
     if got.shape != wanted.shape:
         return f"the shape is {got.shape}, expected {wanted.shape}"
+    if told := _kinds_apart(got, wanted):
+        return told
     apart = np.abs(got.astype(complex) - wanted.astype(complex))
     bad = ~(apart <= tolerance)
     if not bad.any():
@@ -46,8 +57,10 @@ def judge(
     got: object,              # the answer
     wanted: object,           # the right one
     tolerance: float = 1e-5,  # largest difference of two numbers that counts as none
+    case: str = "",           # which of several, such as "l = 2"
 ) -> None:
     "Print that an answer is right. Raises `AssertionError` that says how it is wrong, no more."
+    exercise += f", {case}" if case else ""
     if got is None or got is Ellipsis:
         raise AssertionError(f"{exercise}: not answered yet")
     if _is_numbers(wanted) and _is_numbers(got):

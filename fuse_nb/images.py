@@ -19,7 +19,7 @@ from .store import _find, _is_packaged, _load, pick_device
 from .encoders import Similarity, TextEncoder, last_real
 
 # %% auto #0
-__all__ = ['load_image', 'ImageTextModel', 'CLIP', 'SigLIP', 'conse', 'imagenet_classes', 'ConSE']
+__all__ = ['WORDINGS', 'load_image', 'ImageTextModel', 'CLIP', 'SigLIP', 'conse', 'imagenet_classes', 'looks', 'ConSE']
 
 # %% ../nbs/33_images.ipynb #e0280bb5
 def load_image(
@@ -265,6 +265,26 @@ def _efficientnet(device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
     net.load_state_dict(state)
     return net.to(device, dtype).eval().requires_grad_(False)
 
+# %% ../nbs/33_images.ipynb #f6222706
+WORDINGS = (
+    "a photo of a {}", "There is a {}.", "{}", "a {} in the picture",
+    "a close view of a {}", "a {} outdoors", "a {} indoors",
+)
+
+
+def looks(
+    image: Image.Image,  # a picture
+    part: float = 0.6,   # of its sides, in (0, 1], that a window shows
+) -> list[Image.Image]:  # ten pictures
+    "A picture, and nine windows on it from left to right and from top to bottom."
+    w, h = image.size
+    windows = [image]
+    for y in (0, 0.5, 1):
+        for x in (0, 0.5, 1):
+            left, top = round(x * (1 - part) * w), round(y * (1 - part) * h)
+            windows.append(image.crop((left, top, left + round(part * w), top + round(part * h))))
+    return windows
+
 # %% ../nbs/33_images.ipynb #9258155f
 class ConSE(ImageTextModel):
     "EfficientNet-Lite0 and MiniLM as an image-text model, after Norouzi et al. 2014."
@@ -274,16 +294,24 @@ class ConSE(ImageTextModel):
         self = super(ImageTextModel, cls).from_pretrained("minilm", device, dtype)
         self.name, self.classes = "imagenet-minilm", imagenet_classes()
         self.classifier = _efficientnet(device, dtype)
-        texts = [f"a photo of a {c}" for c in self.classes]
-        key = fingerprint_of(PACKAGED["minilm"].sha256, str(dtype), *texts)[:12]
-        kept = _kept(f"imagenet-minilm-{key}", lambda: {"features": self.encode(texts)})
+        key = fingerprint_of(PACKAGED["minilm"].sha256, str(dtype), *WORDINGS, *self.classes)[:12]
+        kept = _kept(f"imagenet-minilm-{key}", lambda: {"features": self._named()})
         self.class_features = kept["features"].to(device)
         return self
+
+    def _named(self) -> Tensor:
+        "`(1000, d)`: where the classes lie, each the mean of its seven wordings."
+        told = [self.encode([w.format(c) for c in self.classes]) for w in WORDINGS]
+        return torch.stack(told).mean(0)
 
     def _text_model(self) -> torch.nn.Module:
         return self.model
 
     def _probabilities(self, images: list[Image.Image]) -> Tensor:
+        "`(N, 1000)`, the mean over the looks at each picture."
+        return torch.stack([self._classified(looks(image)).mean(0) for image in images])
+
+    def _classified(self, images: list[Image.Image]) -> Tensor:
         "`(N, 1000)`, from the central 7/8 of the shorter side as 224 x 224 values (x - 127) / 128."
         pixels = torch.from_numpy(np.stack([_central_square(im, 224) for im in images]))
         x = ((pixels - 127) / 128).permute(0, 3, 1, 2).contiguous().to(self.device, self.dtype)

@@ -12,7 +12,8 @@ from .checks import check_choice, check_count, check_number, check_text
 # %% auto #0
 __all__ = ['METRIC_NAMES', 'PICTURE_METRICS', 'RANKER_NAMES', 'METHOD_NAMES', 'SEARCH', 'UsageError', 'OneLineParser', 'whole',
            'filled', 'one_of', 'path_name', 'device_name', 'metric_names', 'add_values', 'search_settings',
-           'caption_options', 'fit_options', 'score_options', 'evaluate_options', 'invert_options', 'parser']
+           'caption_options', 'fit_options', 'score_options', 'evaluate_options', 'invert_options', 'validate_options',
+           'parser']
 
 # %% ../nbs/73_options.ipynb #de65d5c4
 class UsageError(ValueError):
@@ -212,6 +213,30 @@ def invert_options(q: argparse.ArgumentParser) -> None:
     )
     q.set_defaults(encoder="minilm", lm="smollm2-135m", queries=5000, seconds=120.0, seed=0)
 
+# %% ../nbs/73_options.ipynb #eb4770ea
+def _ranker_list(text: str) -> list[str]:
+    "Names of rankers with commas between them; which there are, the protocol knows."
+    check = lambda t: [check_text("it", n.strip(), empty=False) for n in t.split(",")]
+    return _checked(check)(text)
+
+def validate_options(q: argparse.ArgumentParser) -> None:
+    "Of `fuse-nb validate`."
+    add_values(
+        q,
+        ("--lm", filled, "NAME", f"source, a language model: {_MODEL} (default: smollm2-135m)"),
+        ("--target", filled, "NAME", f"target, a sentence encoder: {_MODEL} (default: minilm)"),
+        ("--prompts", path_name, "FILE", "a prompt, a tab, its goal on each line (default: ours)"),
+        ("--limit", whole(8), "N", "at most so many prompts (default: all)"),
+        ("--rankers", _ranker_list, "A,B", "such as 'fuse 16,lm,combined' (default: ten of them)"),
+        ("--tokens", whole(20), "N", "judged in each slot (default: 250)"),
+        ("--out", path_name, "FILE", "JSON; given again, the run goes on"),
+        _SEED,
+        _DEVICE,
+    )
+    q.add_argument("--causal", action="store_true", help="the target is a language model")
+    q.add_argument("--json", action="store_true", help="print the whole result as JSON")
+    q.set_defaults(lm="smollm2-135m", target="minilm", tokens=250, seed=0)
+
 # %% ../nbs/73_options.ipynb #a5d8b510
 def parser(
     commands: dict[str, Callable],  # command -> what runs it
@@ -228,6 +253,7 @@ def parser(
         score=("score captions that any system wrote", score_options),
         evaluate=("caption a folder of pictures and score the captions", evaluate_options),
         invert=("find the texts of embeddings", invert_options),
+        validate=("measure how well rankers order tokens on a pair of models", validate_options),
         models=("list the packaged models", lambda q: None),
     )
     for name, (help, options) in made.items():

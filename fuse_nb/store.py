@@ -33,7 +33,7 @@ from fuse_nb.files import (                                         # the front 
 )
 
 # %% auto #0
-__all__ = ['pick_device']
+__all__ = ['pick_device', 'check_model']
 
 # %% ../nbs/06_store.ipynb #5b6598ad
 from .packages import _LITE0 as _LITE0, _MINILM as _MINILM   # and to packages
@@ -194,6 +194,16 @@ def _find(
     except Exception as e:
         said = " ".join(str(e).split())[:110]
         raise ValueError(f"there is no model {name!r} ({said}); {offered()}") from None
+
+# %% ../nbs/06_store.ipynb #3900cab4
+def check_model(
+    name: str | Path,   # what the user gave
+    kind: str,          # what is wanted, such as "language model"
+    trust_remote_code: bool = False,
+) -> None:
+    "Raise what loading would raise for a name that stands for no such model; nothing is loaded."
+    if not _is_packaged(name, kind):
+        _load("AutoConfig", _find(name, kind), trust_remote_code=trust_remote_code)
 
 # %% ../nbs/06_store.ipynb #d45701b0
 def _from_hub(name: str) -> str | Path:

@@ -11,34 +11,45 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
 from .checks import check_count, check_number
+from .greedy import is_greedy
+from .guesses import Guesser, joins
 from .losses import TargetText
-from .objective import Objective, Term, Values, gradient, token_gradient
+from .objective import Objective, gradient, token_gradient
 from .result import Result, Search
 from .loop import drive
 from .search import Ledger, begin, offer_start, steered, try_texts, _random_ids
 
 # %% auto #0
-__all__ = ['REDRAWS', 'GCG', 'is_greedy', 'PEZ', 'RandomSearch']
+__all__ = ['REDRAWS', 'GCG', 'PEZ', 'RandomSearch']
 
 # %% ../nbs/62_swaps.ipynb #37f266be
 @dataclass
 class GCG(Search):
-    "Greedy coordinate gradient: one token a step, chosen by exact evaluation (Zou et al. 2023)."
+    "Greedy coordinate gradient: listed, guessed and joined swaps, chosen by exact evaluation."
 
     steps: int = 100
     length: int = 10         # tokens of the text, where no init is given
-    candidates: int = 128    # swaps evaluated exactly, a step
+    candidates: int = 32     # swaps evaluated exactly, a step
     topk: int = 64           # tokens listed for each position
+    guessed: float = 0.5     # share of the swaps that known losses choose, not the gradient
+    joined: int = 8          # then the best swaps of so many places at once; 1: one swap a step
     buffer: int = 0          # go on from the best of so many texts; 0: from the last one
     early_stop: bool = False # stop when a target text is what the model would say by itself
 
     def __post_init__(self):
         super().__post_init__()
         check_count("buffer", self.buffer, 0, 10**6)
+        check_count("joined", self.joined, 1, 10**6)
+        check_number("guessed", self.guessed, low=0, high=1)
 
-    def walk(self, books: Ledger, allowed: Tensor, now: list[int]) -> Callable:
-        "The step that is repeated."
-        return _Climb(self, books, allowed, now).step
+# %% ../nbs/62_swaps.ipynb #8c6f7aba
+@patch(cls_method=True)
+def as_published(
+    cls: GCG,
+    **more: object,  # other settings
+) -> GCG:
+    "One swap a step, drawn from what the gradient lists: Zou et al. 2023, with their settings."
+    return cls(**{**dict(steps=500, candidates=512, topk=256, guessed=0, joined=1), **more})
 
 # %% ../nbs/62_swaps.ipynb #5da88cc8
 REDRAWS = 8  # draws of swaps in a step before it says that none survives
@@ -48,81 +59,94 @@ class _Climb:
     "One search of GCG."
 
     def __init__(self, search: GCG, books: Ledger, allowed: Tensor, now: list[int]):
-        self.search, self.books, self.allowed, self.now = search, books, allowed, now
-        self.steered = steered(books.objective)
-        self.pool = books.trace[-1].get("pool", []) if books.trace else []
+        self.search, self.books, self.now = search, books, now
+        self.steered, table = steered(books.objective), books.source.embedding_table
+        self.allowed, self.n_allowed = allowed.to(table.device), int(allowed.sum())
+        self.learns, self.guesser = search.guessed > 0 or search.joined > 1, Guesser(table)
+        last = books.trace[-1] if books.trace else {}
+        self.pool = last.get("pool", [])
+        for loss, text in last.get("known", []):
+            self.guesser.add([text], [loss])
         self.targets = [t for t in books.objective.terms if isinstance(t.loss, TargetText)]
         if search.early_stop and not self.targets:
             raise ValueError("early_stop needs a TargetText term in the objective, got none")
 
 # %% ../nbs/62_swaps.ipynb #6e1dc339
 @patch
-def lists(self: _Climb) -> Tensor:  # (n, topk) token ids on the CPU
+def lists(self: _Climb) -> Tensor:  # (n, topk) token ids
     "The most promising tokens for each position of the text."
     row = self.books.left + self.now + self.books.right
     _, slopes = token_gradient(self.steered, [row], self.books.start, self.books.end)
-    slopes = slopes[0].cpu().masked_fill(~self.allowed, float("inf"))
-    width = min(self.search.topk, int(self.allowed.sum()))
-    return slopes.topk(width, largest=False).indices
+    slopes = slopes[0].masked_fill(~self.allowed, float("inf"))
+    return slopes.topk(min(self.search.topk, self.n_allowed), largest=False).indices
 
 # %% ../nbs/62_swaps.ipynb #0cb83d09
 @patch
-def swaps(self: _Climb, lists: Tensor, draw: torch.Generator) -> list[list[int]]:
+def swaps(self: _Climb, lists: Tensor, n: int, draw: torch.Generator) -> list[list[int]]:
     "Texts with one token swapped: a random position, a random token of its list."
-    n = self.search.candidates
     where = torch.randint(len(self.now), (n,), generator=draw).tolist()
     which = torch.randint(lists.shape[1], (n,), generator=draw).tolist()
     pairs = zip(where, which)
     return [self.now[:p] + [lists[p, w].item()] + self.now[p + 1 :] for p, w in pairs]
 
+# %% ../nbs/62_swaps.ipynb #e1802b4a
+@patch
+def listed(self: _Climb) -> tuple[Tensor, list[list[int]]]:
+    "The lists on the CPU, and the texts with one swap that known losses like best."
+    lists, wanted = self.lists(), int(self.search.guessed * self.search.candidates)
+    if not wanted or len(self.guesser.known) < max(2, wanted):
+        return lists.cpu(), []
+    lists, texts = self.guesser.best(self.now, self.allowed, wanted, lists)
+    rows = [self.books.left + t + self.books.right for t in texts]
+    return lists, [texts[i] for i in self.books.surviving(rows)[:wanted]]
+
+# %% ../nbs/62_swaps.ipynb #b295fd22
+@patch
+def joined(self: _Climb, found: list[list[int]], total: Tensor) -> tuple[list, Tensor]:
+    "The tried swaps, and the best of several places at once."
+    texts = joins(self.now, found, total.tolist(), self.guesser.known, self.search.joined)
+    more = try_texts(self.books, texts) if texts and self.books.room() else None
+    if more is None:
+        return found, total
+    return found + more[0], torch.cat([total, more[1].total])
+
 # %% ../nbs/62_swaps.ipynb #56f615c0
 @patch
 def step(self: _Climb, k: int) -> dict | None:
-    "One gradient, one shortlist, one swap."
+    "One gradient, one shortlist, one choice."
     draw = torch.Generator().manual_seed(hash((self.books.seed, k)))  # of whole numbers
-    lists = self.lists()
+    start = tuple(self.books.left + self.now + self.books.right)
+    if self.learns and not self.books.trace and start in self.books.known:
+        self.guesser.add([self.now], [self.books.known[start][0]])
+    lists, guessed = self.listed()
     for _ in range(REDRAWS):
-        tried = try_texts(self.books, self.swaps(lists, draw))
+        drawn = self.swaps(lists, self.search.candidates - len(guessed), draw)
+        new = [t for t in drawn if tuple(t) not in self.guesser.known] or drawn
+        tried = try_texts(self.books, guessed + new)
         if tried is not None:
-            return self.chosen(*tried)
+            found, total = tried[0], tried[1].total
+            if self.search.joined > 1:
+                found, total = self.joined(found, total)
+            return self.chosen(found, total)
+        guessed = []
     return self.books.stop("no candidates survive")
 
 # %% ../nbs/62_swaps.ipynb #a28962be
 @patch
-def chosen(self: _Climb, found: list[list[int]], values: Values) -> dict:
+def chosen(self: _Climb, found: list[list[int]], total: Tensor) -> dict:
     "The best swap, or the best of the buffer, is the next text."
-    i = int(values.total.argmin())
-    self.now = found[i]
-    more = {}
+    i = int(total.argmin())
+    self.now, more = found[i], {}
+    if self.learns:
+        self.guesser.add(found, total.tolist())
+        more["known"] = [[loss, list(text)] for text, loss in self.guesser.known.items()]
     if self.search.buffer:
-        self.pool = sorted(self.pool + [[values.total[i].item(), found[i]]])
+        self.pool = sorted(self.pool + [[total[i].item(), found[i]]])
         self.pool = self.pool[: self.search.buffer]
-        self.now, more = self.pool[0][1], dict(pool=self.pool)
+        self.now, more["pool"] = self.pool[0][1], self.pool
     if self.search.early_stop and self.reached():
         self.books.stop("target reached")
     return dict(frontier=self.now, **more)
-
-# %% ../nbs/62_swaps.ipynb #f3dcdfc4
-@torch.no_grad()
-def is_greedy(
-    objective: Objective,  # where the term stands
-    term: Term,            # with a `TargetText`
-    row: list[int],        # source tokens: given, found, given
-    start: int,            # how many are given at the left
-    end: int = 0,          # and at the right
-) -> bool:
-    "Whether greedy decoding says the term's target, after each of the term's prefixes."
-    loss, lm = term.loss, term.model
-    ids = term.read_tokens(row, start, end)
-    (text,) = objective.texts([ids])
-    prompts = lm.tokenize([prefix + text + term.suffix for prefix in term.prefixes])
-    if lm is objective.source and not term.template:  # then it reads tokens as they are
-        prompts = term.own_rows(lm, [row], start, end)[0]
-    for prompt in prompts:
-        logits = lm.logits(lm.embed([prompt + loss.ids[:-1]]))[0, -len(loss.ids) :]
-        if logits.argmax(-1).tolist() != loss.ids:
-            return False
-    return True
 
 # %% ../nbs/62_swaps.ipynb #2dc3f1e4
 @patch
@@ -243,6 +267,12 @@ def neighbour(self: _Wander, draw: torch.Generator) -> list[int]:
 
 # %% ../nbs/62_swaps.ipynb #8e0124bb
 @patch
+def walk(self: GCG, books: Ledger, allowed: Tensor, now: list[int]) -> Callable:
+    "The step that is repeated."
+    return _Climb(self, books, allowed, now).step
+
+
+@patch
 def minimize(
     self: GCG | PEZ | RandomSearch,
     objective: Objective,       # what to minimize
@@ -254,6 +284,5 @@ def minimize(
     chat: list[dict] | None = None,  # messages around it; {} marks the place
 ) -> Result:
     "Search. Raises `ValueError` for an objective without a gradient or an empty init."
-    given = (prefix, suffix, seed, chat)
-    books, allowed, now = begin(self, objective, given, init, resume)
+    books, allowed, now = begin(self, objective, (prefix, suffix, seed, chat), init, resume)
     return drive(books, self.walk(books, allowed, now), lambda: offer_start(books, now))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 HINT = re.compile(r"<details><summary>(.*?)</summary>\s*(.*?)\s*</details>", re.S)
+LINK = re.compile(r"\]\((?:\.\./|experiments/)(\w+\.ipynb)")                     # all pages of the book lie in one folder
 PLAIN = re.compile(r'<span class="(?:w|n|p)">([^<]*)</span>')      # spaces, names and brackets need no colour of their own: a third of a page
 PARTS = {"0": "Tools", "1": "Algebra", "2": "Words", "3": "Models", "4": "The adapter", "5": "Losses and rankers",
          "6": "Search", "7": "Applications", "8": "Measuring", "9": "The command"}
@@ -24,7 +25,8 @@ html_theme, html_title = "furo", "FUSE, a literate reproduction"
 html_static_path, html_css_files = ["_static"], ["book.css"]
 mathjax_path = "tex-svg.js"
 mathjax3_config = dict(svg=dict(fontCache="global"))
-nb_execution_mode, nb_merge_streams = "off", True
+nb_execution_mode, nb_merge_streams, nb_render_markdown_format = "off", True, "gfm"
+html_use_index = False
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence"]
 myst_heading_anchors = 3
 html_show_sphinx = html_copy_source = html_show_sourcelink = False
@@ -39,11 +41,14 @@ div.cell_output pre, div.cell_input pre { overflow-x: auto; }
 table { display: block; overflow-x: auto; max-width: 100%; }
 .library { font-size: 0.8rem; color: var(--color-foreground-muted); }
 img { max-width: 100%; height: auto; background: white; }
+body[data-theme="dark"] img { filter: brightness(0.85); border-radius: 4px; }
+@media (prefers-color-scheme: dark) { body:not([data-theme="light"]) img { filter: brightness(0.85); border-radius: 4px; } }
 mjx-container { max-width: 100%; overflow-x: auto; overflow-y: hidden; }
 mjx-container[display="true"] { padding-bottom: 0.3em; }
 @media (max-width: 600px) {
   div.cell_input pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: 0.75rem; }
   code.literal { overflow-wrap: anywhere; white-space: normal; }
+  td code.literal { overflow-wrap: normal; }
 }
 """
 
@@ -78,7 +83,7 @@ def page_of(notebook, module):
         source = "".join(cell["source"])
         if re.match(r"#\| ?(hide$|hide\n|default_exp)", source): continue
         if cell["cell_type"] == "markdown":
-            cells.append(markdown(dropdown(source)))
+            cells.append(markdown(dropdown(LINK.sub(r"](\1", source))))
             continue
         exported = re.search(r"^#\| ?exports?$", source, re.M)
         answer = re.match(r"#\| exercise", source)
@@ -168,6 +173,15 @@ def write_notebook(path, cells):
     path.write_text(json.dumps(dict(cells=cells, metadata=kernel, nbformat=4, nbformat_minor=4)), encoding="utf-8")
 
 
+def lighter(png):
+    "A figure has few colours: 256 of them are kept, if that makes the file smaller."
+    from PIL import Image
+    part = png.with_suffix(".part")
+    Image.open(png).convert("RGB").quantize(256).save(part, format="PNG", optimize=True)
+    if part.stat().st_size < png.stat().st_size: part.replace(png)
+    else: part.unlink()
+
+
 def build(out):
     "Write the book into `out`. Raises `CalledProcessError`, with Sphinx's warnings printed, when a link or a formula is wrong."
     out = Path(out)
@@ -177,6 +191,7 @@ def build(out):
     subprocess.run([sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", "-d", str(source/".trees"), str(source), str(out)], check=True)
     shutil.rmtree(source)
     for page in out.glob("*.html"): page.write_text(PLAIN.sub(r"\1", page.read_text(encoding="utf-8")), encoding="utf-8")
+    for png in (out/"_images").glob("*.png"): lighter(png)
     for name in (".buildinfo", "objects.inv"): (out/name).unlink(missing_ok=True)
     return out/"index.html"
 

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import threading
+import traceback
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,18 @@ def within(seconds, call):
         signal.signal(signal.SIGALRM, before)
 
 
+def told(seconds, call, what, before, file=""):
+    "(what a call returns, what is wrong in words or nothing). Its words are one line, with the line of the student's file where an error arose."
+    try: return within(seconds, call), ""
+    except Late: return None, f"{what} did not finish within {seconds} s"
+    except NotImplementedError: return None, f"{what} is not answered yet"
+    except AssertionError as e: return None, str(e) or f"{what}: not right"
+    except FileNotFoundError as e: return None, f"{before}: {e}"
+    except Exception as e:
+        lines = [f.lineno for f in traceback.extract_tb(e.__traceback__) if file and Path(f.filename).name == file]
+        return None, f"{before}: {type(e).__name__}: {e}" + (f" (line {lines[-1]} of {file})" if lines else "")
+
+
 def parameters(node): return [a.arg for a in node.args.posonlyargs + node.args.args]
 
 
@@ -97,16 +110,13 @@ def grade(lesson, request):
     def one(notebook, number):
         names, exercises = lesson(notebook)
         seconds = request.config.getoption("--seconds")
-        try: module = within(seconds, lambda: module_of(request.config.getoption("--students"), number[:2]))
-        except Late: pytest.fail(f"the file itself did not finish within {seconds} s", pytrace=False)
-        except Exception as e: pytest.fail(f"lesson_{number[:2]}.py cannot be read: {type(e).__name__}: {e}", pytrace=False)
-        answers = taken(exercises[number]["exercise"], module, f"lesson_{number[:2]}.py")
+        file = f"lesson_{number[:2]}.py"
+        module, said = told(seconds, lambda: module_of(request.config.getoption("--students"), number[:2]), "the file itself", f"{file} cannot be read")
+        if said: pytest.fail(said, pytrace=False)
+        answers = taken(exercises[number]["exercise"], module, file)
         for given in answers.values():          # a student's function may use what the lesson has defined above it
             for name, value in names.items():
                 if inspect.isfunction(given): given.__globals__.setdefault(name, value)
-        try: within(seconds, lambda: run(exercises[number]["check"], {**names, **answers}))
-        except Late: pytest.fail(f"exercise {number} did not finish within {seconds} s", pytrace=False)
-        except NotImplementedError: pytest.fail(f"exercise {number} is not answered yet", pytrace=False)
-        except AssertionError as e: pytest.fail(str(e) or f"exercise {number}: not right", pytrace=False)
-        except Exception as e: pytest.fail(f"exercise {number}: {type(e).__name__}: {e}", pytrace=False)
+        _, said = told(seconds, lambda: run(exercises[number]["check"], {**names, **answers}), f"exercise {number}", f"exercise {number}", file)
+        if said: pytest.fail(said, pytrace=False)
     return one

@@ -33,7 +33,7 @@ def _without_body(node, lines, indent=""):
     head = lines[node.lineno - 1 - len(node.decorator_list):first.lineno - 1]
     if not head or first.lineno == node.lineno: head = [lines[node.lineno - 1].split(":")[0] + ":"]
     doc = lines[first.lineno - 1:first.end_lineno] if ast.get_docstring(node) else []
-    return "\n".join([*head, *doc, f"{indent}    raise NotImplementedError"])
+    return "\n".join([*head, *doc, f"{indent}    raise NotImplementedError(\"not answered yet\")"])
 
 
 def _class_stub(node, lines):

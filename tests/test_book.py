@@ -1,8 +1,5 @@
 "The book builds without a warning, asks no other host for anything, and every link, picture and formula in it is whole."
 import re
-import shutil
-import subprocess
-import sys
 import time
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,8 +8,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 import book
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+from browser import CHROMIUM, Browser
 
 
 class Page(HTMLParser):
@@ -72,7 +68,7 @@ MACROS = set("""mathbb mathrm mathcal hat times top bigl bigr Bigl Bigr left rig
     operatorname overline bar tilde partial nabla lambda sigma tau kappa varepsilon epsilon omega alpha beta gamma delta theta phi pi mu rho Delta Sigma le ge ne leq geq neq approx equiv sim in notin
     to mapsto lfloor rfloor lceil rceil langle rangle otimes cdot quad qquad text bmod mod ell infty lVert rVert Vert mid mathbf boldsymbol odot circ propto subset cup cap forall exists
     limits nolimits underbrace overbrace lvert rvert binom mathop star ast pm dagger prime setminus big Big softmax mathit mathsf widehat rightarrow leftarrow Rightarrow ll gg bigoplus oplus not
-    ln Phi det pmod psi displaystyle nonumber label tag hspace vspace phantom stackrel underset overset hline space min max qquad""".split())
+    ln Phi varphi det pmod psi displaystyle nonumber label tag hspace vspace phantom stackrel underset overset hline space min max qquad""".split())
 
 
 def faults_of(formula):
@@ -90,6 +86,12 @@ def test_every_formula_is_whole(built):
     assert list(faults_of(r"\frac{1}{2")) == ["braces"] and list(faults_of(r"\frob x")) == ["frob"]
 
 
+def test_a_table_is_a_table(built):
+    "A cell that shows Markdown shows it drawn, not its bars."
+    bars = [p.name for p in built[1] if re.search(r"<p>\|.*\|$", p.read_text(encoding="utf-8"), re.M)]
+    assert bars == []
+
+
 def test_every_public_name_has_an_entry_that_links_to_its_cell(built):
     out, pages = built
     api = pages[out/"api.html"]
@@ -99,24 +101,47 @@ def test_every_public_name_has_an_entry_that_links_to_its_cell(built):
             assert f"api-{module}-{book.label(name)}".lower().replace("_", "-") in {i.lower().replace("_", "-") for i in api.ids}, (module, name)
 
 
-def seen(page, width):
-    "(pixels of sideways overflow, formulas that failed, formulas drawn) as a browser has it."
-    probe = page.with_name(f"probe-{page.name}")
-    script = ("<script>addEventListener('load', () => setTimeout(() => { const d = document.documentElement;"
-              " d.setAttribute('data-seen', [d.scrollWidth - innerWidth, document.querySelectorAll('mjx-merror, [data-mjx-error]').length,"
-              " document.querySelectorAll('mjx-container').length].join(' ')); }, 4000));</script></body>")
-    probe.write_text(page.read_text(encoding="utf-8").replace("</body>", script), encoding="utf-8")
-    flags = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update --disable-sync --hide-scrollbars".split()
-    dom = subprocess.run([CHROMIUM, *flags, f"--window-size={width},1200", f"--user-data-dir={page.parent/'.browser'}", "--virtual-time-budget=15000", "--dump-dom", probe.as_uri()],
-                         capture_output=True, text=True, timeout=180).stdout
-    probe.unlink()
-    return tuple(map(int, re.search(r'data-seen="(-?\d+) (\d+) (\d+)"', dom).groups()))
+needs_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: pages are not looked at in a browser")
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: pages are not looked at in a browser")
-@pytest.mark.parametrize("width", (1400, 500))                  # 500 is the narrowest window that headless Chromium makes
-@pytest.mark.parametrize("stem", ("index", "10_tproduct", "40_adapter"))
-def test_a_browser_shows_it_whole(built, stem, width):
-    out, pages = built
-    overflow, failed, drawn = seen(out/f"{stem}.html", width)
-    assert overflow <= 0 and failed == 0 and drawn >= min(1, pages[out/f"{stem}.html"].math)
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    opened = Browser(tmp_path_factory.mktemp("browser"))
+    yield opened
+    opened.close()
+
+
+def faults_seen(browser, page, *view):
+    "What a reader of a page would notice."
+    seen = browser.look(page, *view)
+    faults = {k: seen[k] for k in ("failed", "broken", "complaints", "wide") if seen[k]}
+    return faults | (dict(overflow=seen["overflow"]) if seen["overflow"] > 0 else {}), seen["drawn"]
+
+
+@needs_a_browser
+def test_a_phone_shows_every_page_whole(built, browser):
+    found = {p.name: faults_seen(browser, p, 390, True) for p in built[1]}
+    assert {name: faults for name, (faults, _) in found.items() if faults} == {}
+    assert [p.name for p, page in built[1].items() if page.math and not found[p.name][1]] == []       # formulas are drawn
+
+
+@needs_a_browser
+@pytest.mark.parametrize("stem", ("index", "10_tproduct", "40_adapter", "api", "teaching"))
+def test_a_desk_shows_it_whole(built, browser, stem): assert faults_seen(browser, built[0]/f"{stem}.html", 1400)[0] == {}
+
+
+@needs_a_browser
+def test_the_browser_sees_what_is_wrong(browser, tmp_path):
+    page = tmp_path/"bad.html"
+    page.write_text("<meta name=viewport content='width=device-width'><body style='margin:0'><main><div style='width:700px'>wide</div><img src='none.png'><script>throw 'no'</script></main>", encoding="utf-8")
+    faults, _ = faults_seen(browser, page, 390)
+    assert faults["overflow"] == 310 and faults["wide"] and len(faults["broken"]) == 1 and faults["complaints"]
+
+
+@needs_a_browser
+def test_the_search_finds_a_page_without_a_server(built, browser):
+    browser.look(built[0]/"index.html", 1400)
+    browser.ask("Page.navigate", url=(built[0]/"search.html").resolve().as_uri() + "?q=pseudoinverse")
+    found = browser.run("new Promise(done => { let n = 0; const t = setInterval(() => { const a = [...document.querySelectorAll('.search li a')].map(x => x.textContent);"
+                        " if (a.length || ++n > 100) { clearInterval(t); done(a.join('|')); } }, 100); })")
+    assert "The pseudoinverse" in found

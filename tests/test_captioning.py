@@ -114,3 +114,10 @@ def test_the_same_seed_gives_the_same_caption(models):
     captioner = Captioner(*models, AutoDAN(steps=3, beam=2, candidates=4, ranker="random", progress=False), prefix="ak")
     rows = [asdict(captioner(PHOTO, seed=s)) for s in (3, 3)]
     assert rows[0]["ids"] == rows[1]["ids"]
+
+
+@pytest.mark.parametrize("given, said", [(dict(image_model="no-such-model"), "no-such-model"), (dict(image_model="minilm"), "image-text model"), (dict(lm="minilm"), "language model")])
+def test_both_models_are_asked_after_before_one_is_loaded(monkeypatch, given, said):
+    def loaded(*a, **k): raise AssertionError("a model was loaded")
+    monkeypatch.setattr("fuse_nb.captioning.CausalLM.from_pretrained", loaded)
+    with pytest.raises(ValueError, match=said): Captioner.from_pretrained(**given)

@@ -4,6 +4,7 @@ import math
 import os
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -659,3 +660,49 @@ def test_score_command_takes_the_readers_options(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "empty caption" in out and "no caption" in out
     assert main([*command, "--split", "val"]) == 2 and "val" in capsys.readouterr().err
+
+
+def agent(place, script, port, delay):
+    "One node of two: torchrun's elastic agent with one process, all on the loopback address."
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(place / "code"), *filter(None, sys.path)]), "OMP_NUM_THREADS": "1", "FAKE_DELAY": str(delay), "GLOO_SOCKET_IFNAME": "lo", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "5", "--monitor-interval", "0.2",
+               "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "fuse", "--rdzv-conf", "last_call_timeout=1,keep_alive_interval=1,keep_alive_max_attempt=2", "--local-addr", "127.0.0.1", str(script)]
+    log = open(place / f"agent-{time.monotonic_ns()}.log", "wb")
+    return subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+
+
+def kill_node(agent):
+    "The agent and the process that it started, which has a session of its own."
+    import psutil                                            # comes with accelerate
+    for process in (psutil.Process(agent.pid), *psutil.Process(agent.pid).children(recursive=True)): process.kill()
+    agent.wait()
+
+
+def test_two_nodes_of_which_one_is_killed(place):
+    "Two agents, one killed with its process in mid-run and started again: nothing is lost, and the captions are those of one process."
+    script, out = place / "script.py", place / "out"
+    script.write_text(f"from fuse_nb.runs import evaluate_folder\n"
+                      f"evaluate_folder('fake_captioner:Maker', {str(place / 'photos')!r}, {str(out)!r}, {str(place / 'references.json')!r}, metrics=['Bleu_1'], tokenized=True, progress=False)")
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    lines = lambda: {l for f in out.glob("captions*.jsonl") for l in f.read_text().splitlines() if l.endswith("}")}
+    ids = lambda some: {json.loads(l)["id"] for l in some}
+    first = agent(place, script, port, 1.0)
+    time.sleep(1)                                            # the first agent is the one that the nodes meet at
+    second = agent(place, script, port, 1.0)
+    try:
+        until = time.monotonic() + 90
+        while len(lines()) < 4: assert time.monotonic() < until and first.poll() is None and second.poll() is None; time.sleep(0.05)
+        kill_node(second)
+        before = lines()
+        assert 4 <= len(before) < 12
+        second = agent(place, script, port, 0.1)
+        assert first.wait(120) == 0 and second.wait(60) == 0
+    finally:
+        for process in (first, second):
+            if process.poll() is None: kill_node(process)
+    told_of = {r["id"]: r["caption"] for r in map(json.loads, (out / "captions.jsonl").read_text().splitlines())}
+    assert told_of == {r["id"]: r["caption"] for r in run(place, "one").captions}
+    assert ids(before) <= set(told_of) and before <= set((out / "captions.jsonl").read_text().splitlines())      # what was done is kept as it was
+    assert json.loads((out / "run.json").read_text())["complete"] and not list(out.glob("captions.0*"))

@@ -127,7 +127,7 @@ def tiny(folders):  # noqa: F811
 
 def test_gcg_takes_the_best_swap_of_each_step_better_or_worse(tiny, monkeypatch):
     objective, frontiers, tried = Objective(Term(TargetText(tiny, TEXT)), source=tiny), [], []
-    search = lambda steps, seed, resume=None, **more: GCG(steps=steps, length=5, candidates=3, topk=64, progress=False, **more).minimize(objective, prefix="a cat on", suffix=" park", seed=seed, resume=resume)
+    search = lambda steps, seed, resume=None, **more: GCG(steps=steps, length=5, candidates=3, topk=64, guessed=0, joined=1, progress=False, **more).minimize(objective, prefix="a cat on", suffix=" park", seed=seed, resume=resume)
     real = search_room.evaluate
     monkeypatch.setattr(search_room, "evaluate", lambda o, rows, *given, **more: tried.append((rows, v := real(o, rows, *given, **more))) or v)
     r = search(12, 3, callback=lambda t: frontiers.append(t["frontier"]))

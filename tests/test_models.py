@@ -714,12 +714,26 @@ def test_imagenet_minilm():
     assert cosines[0, 0] > cosines[0, 1] and cosines[1, 1] > cosines[1, 0]
     close(model.image(cat).exact(captions), 1 - cosines[0], 1e-5)
     for odd in (Image.new("RGB", (1, 1)), Image.new("CMYK", (5, 900)), np.zeros((700, 2), np.uint8)): assert torch.isfinite(model.encode_image(odd)).all()
-    p = torch.tensor([v for _, v in model.classify(cat)])
-    with torch.no_grad(): close(model.encode_image(cat)[0], F.normalize((p[:, None] * model.encode([f"a photo of a {n}" for n, _ in model.classify(cat)])).sum(0), dim=0))
+    from fuse_nb.images import WORDINGS
+    likely = model.classify(cat)
+    named = torch.stack([model.encode([w.format(n) for n, _ in likely]) for w in WORDINGS]).mean(0)
+    with torch.no_grad(): close(model.encode_image(cat)[0], F.normalize((torch.tensor([p for _, p in likely])[:, None] * named).sum(0), dim=0))
     with pytest.raises(FileNotFoundError): model.image("nowhere.png")
     x = model.embed([model.tokenize(["a dog"])[0]]).requires_grad_()
     model.image(cat).losses(x).sum().backward()
     assert x.grad.abs().sum() > 0
+
+
+@packaged
+@needs("imagenet-minilm")
+def test_a_picture_is_looked_at_ten_times():
+    from fuse_nb.images import looks
+    model = ImageTextModel.from_pretrained("imagenet-minilm", device="cpu")
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 150, 3), np.uint8))
+    windows = [picture] + [picture.crop((x, y, x + 90, y + 54)) for y in (0, 18, 36) for x in (0, 30, 60)]
+    assert [np.array_equal(a, b) for a, b in zip(looks(picture), windows)] == [True] * 10
+    each = torch.stack([model._classified([w])[0] for w in windows])
+    close(torch.tensor([p for _, p in model.classify(picture, k=3)]), each.mean(0).topk(3).values)
 
 
 @packaged

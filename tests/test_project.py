@@ -15,8 +15,13 @@ WITH_OUTPUTS = [p for p in NOTEBOOKS if p.stem[0].isdigit() or p.parent.name == 
 BIN = Path(sys.executable).parent
 
 
-def attempt(number, answer, check):
-    "A cell that gives an exercise another answer, and must see its check fail; the lesson's own names stay as they are."
+def right(answer, check):
+    "A cell that answers an exercise among the lesson's own names, which stay as they are, and must see its check pass."
+    return nbformat.v4.new_code_cell(f"names = dict(globals())\nexec({answer!r}, names)\nexec({check!r}, names)")
+
+
+def wrong(number, answer, check):
+    "The same with an answer that the check must refuse."
     return nbformat.v4.new_code_cell(f"""
 names = dict(globals())
 try:
@@ -29,22 +34,24 @@ else:
 """)
 
 
-def with_wrong_answers(nb, path):
-    "After each check, the stub and the known wrong answers: its check must refuse them all."
-    solutions, wrong, cells = {}, wrong_answers(path), []
+def as_a_student_runs_it(nb, path):
+    """The lesson without its answers, so that no cell may need one; where an exercise stands, its solution must pass, and its stub and the
+    known wrong answers must not."""
+    answers, others, cells = {}, wrong_answers(path), []
     for c in nb.cells:
-        cells.append(c)
-        if c.cell_type != "code" or not (mark := mark_of(c.source)): continue
-        kind, number = mark
-        if kind == "exercise": solutions[number] = c.source
-        else: cells += [attempt(number, answer, c.source) for answer in (stub_of(solutions[number]), *wrong.get(number, []))]
+        kind, number = (mark_of(c.source) if c.cell_type == "code" else None) or (None, None)
+        if kind == "exercise": answers[number] = c.source
+        elif kind == "check":
+            refused = [stub_of(answers[number]), *others.get(number, [])]
+            cells += [right(answers[number], c.source), *[wrong(number, answer, c.source) for answer in refused]]
+        else: cells.append(c)
     nb.cells = cells
     return nb
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_notebook_runs_top_to_bottom_and_its_exercises_refuse_wrong_answers(path):
-    nb = with_wrong_answers(nbformat.read(path, as_version=4), path)
+def test_notebook_runs_without_its_answers_and_its_exercises_refuse_wrong_ones(path):
+    nb = as_a_student_runs_it(nbformat.read(path, as_version=4), path)
     NotebookClient(nb, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}).execute()
 
 
