@@ -186,16 +186,30 @@ def memory_child(d, e, longest, n):
     words = spelled(n)
     quiet_fit(*pair_of(8, 8), spelled(1000), max_tokens=1)         # libraries that load at first use
     peak, a = peak_of(lambda: quiet_fit(source, target, words, max_tokens=longest))
-    own = {l: sum(max(p) == l for p in a.pairs) for l in a.tensors}
-    print(json.dumps(dict(peak=peak, own=own)))
+    print(json.dumps(dict(peak=peak, phases=phases(a, words, d, e, longest))))
 
 
-def memory_model(d, e, longest, own):
-    "Megabytes: while class l is chosen its sums (of the class and of each pair with a tensor of its own, for the fit and for the ridge), two complex copies, and the tensors that are done."
-    def at(l):
-        sums, done = 8*l*(d*d + d*e), 4*d*e*sum(k*(1 + own.get(str(k), own.get(k, 0))) for k in range(1, l))
-        return dict(sums=sums*2*(1 + own.get(str(l), own.get(l, 0))), copies=2*sums, done=done, chunk=4*4096*l*(d + e)*3)
-    return max((at(l) for l in range(1, longest + 1)), key=lambda x: sum(x.values()))
+def phases(a, words, d, e, longest):
+    "Megabytes of what the fit holds at its fullest moments: tensors that are done, sums in float64, tubes in float32 of up to 4,096 words, and how many sums' worth a solution copies."
+    out, done = [], 0
+    for l in range(1, longest + 1):
+        sizes = {ab: len(g[0]) for ab, g in words.groups.items() if max(ab) == l}
+        own = [ab for ab in a.pairs if max(ab) == l]
+        rest = max([n for ab, n in sizes.items() if ab not in own], default=0)
+        sums, tube = 8*l*(d*d + d*e), 4*l*(d + e)
+        made = [n for ab in own for n in (0.8*sizes[ab], 0.1*sizes[ab])] + [0.8*rest, 0.1*rest]
+        out += [dict(what=f"l = {l}, adding words", done=done, sums=(k + 1)*sums, tubes=min(4096, n)*tube, copies=0) for k, n in enumerate(made)]
+        out.append(dict(what=f"l = {l}, choosing the ridge", done=done, sums=len(made)*sums, tubes=0, copies=sums))
+        done += 4*d*e*l*(1 + len(own))
+    out.append(dict(what="held-out words", done=3*done, sums=0, tubes=2048*4*longest*(d + e), copies=0))
+    return [{k: v if k == "what" else round(v/2**20, 3) for k, v in p.items()} for p in out]
+
+
+def told(row, constants):
+    "The fullest phase, with so many copies of the tubes, so many of the sums, and a fixed part."
+    k_tubes, k_sums, fixed = constants
+    full = [(p["done"] + p["sums"] + k_tubes*p["tubes"] + k_sums*p["copies"] + fixed, p["what"]) for p in row["phases"]]
+    return max(full)
 
 
 def memory_costs(short, keep):
@@ -204,22 +218,21 @@ def memory_costs(short, keep):
     for group, s in settings:
         if str(s) in rows: continue
         environment = os.environ | dict(MALLOC_MMAP_THRESHOLD_="65536", MALLOC_TRIM_THRESHOLD_="65536")
-        said = subprocess.run([sys.executable, __file__, "--memory-of", json.dumps(s)], capture_output=True, text=True, env=environment, check=True).stdout
-        rows[str(s)] = dict(group=group, setting=s) | json.loads(said.splitlines()[-1])
-        print(s, rows[str(s)], flush=True)
+        said = subprocess.run([sys.executable, __file__, "--memory-of", json.dumps(s)], capture_output=True, text=True, env=environment)
+        assert said.returncode == 0, said.stderr
+        rows[str(s)] = dict(group=group, setting=s) | json.loads(said.stdout.splitlines()[-1])
+        print(s, round(rows[str(s)]["peak"], 1), flush=True)
         yield dict(memory=dict(rows=rows))
-    from scipy.optimize import nnls
-    model = {k: memory_model(*r["setting"][:3], r["own"]) for k, r in rows.items()}
-    parts = ("sums", "copies", "done", "chunk")
-    mine = [k for k, r in rows.items() if r["group"] == "calibrate"]
-    A = np.array([[model[k][p]/2**20 for p in parts] + [1.0] for k in mine])
-    y = np.array([rows[k]["peak"] for k in mine])
-    x = nnls(A/y[:, None], np.ones(len(y)))[0]
-    for k, r in rows.items():
-        told = float(np.dot([model[k][p]/2**20 for p in parts] + [1.0], x))
-        r |= dict(predicted=round(told, 1), error=round(told/r["peak"] - 1, 4), parts={p: round(model[k][p]/2**20, 1) for p in parts})
+    from scipy.optimize import minimize
+    mine = [r for r in rows.values() if r["group"] == "calibrate"]
+    off = lambda x: sum((told(r, x)[0]/r["peak"] - 1)**2 for r in mine) if min(x) >= 0 else 1e9
+    found = min((minimize(off, (k, c, f), method="Nelder-Mead", options=dict(maxiter=4000)) for k in (1, 3, 5) for c in (1, 3) for f in (5, 20)), key=lambda m: m.fun).x
+    for r in rows.values():
+        size, what = told(r, found)
+        r |= dict(predicted=round(size, 1), error=round(size/r["peak"] - 1, 4), fullest=what)
     errors = [abs(r["error"]) for r in rows.values() if r["group"] == "held out"]
-    yield dict(memory=dict(rows=rows, constants=dict(zip([*parts, "fixed"], np.round(x, 3).tolist())), held_out=dict(n=len(errors), median=round(statistics.median(errors), 4), worst=round(max(errors), 4))))
+    yield dict(memory=dict(rows={k: {n: v for n, v in r.items() if n != "phases"} for k, r in rows.items()}, constants=dict(zip(("copies of the tubes", "copies of the sums", "fixed megabytes"), np.round(found, 2).tolist())),
+                           held_out=dict(n=len(errors), median=round(statistics.median(errors), 4), worst=round(max(errors), 4))))
 
 
 # ---- apply and store
@@ -253,6 +266,31 @@ def apply_costs(short):
         out[what] = dict(constants={k: float(f"{v:.3g}") for k, v in constants.items()}, held_out=dict(n=len(errors), median=round(statistics.median(errors), 4), worst=round(max(errors), 4)),
                          rows=[dict(group=r["group"], setting=r["setting"], seconds=float(f"{r['seconds']:.3g}"), error=r["error"]) for r in mine])
         print(what, out[what]["constants"], out[what]["held_out"], flush=True)
+    return out
+
+
+def store_costs(short):
+    "Bytes of the files against 4 (or 2) d_source d_target l a tensor; process seconds of writing (with its hash) and of reading (which checks it)."
+    rows = []
+    settings = [(128, 128, 4), (256, 256, 4), (384, 384, 3), (576, 384, 4), (768, 512, 4), (320, 320, 4), (512, 384, 4), (640, 512, 4)]
+    for k, (d, e, longest) in enumerate(settings[:3] if short else settings):
+        for dtype in (torch.float32, torch.float16):
+            if dtype == torch.float32: whole = quiet_fit(*pair_of(d, e), spelled(5000), max_tokens=longest)
+            a, each = whole.to(dtype=dtype), 4 if dtype == torch.float32 else 2
+            expected = each*(expected_bytes(whole, d, e) - 4*e)//4 + 4*e
+            with tempfile.TemporaryDirectory() as folder:
+                write = quickest(lambda: a.save_pretrained(folder), 3)
+                size = sum(f.stat().st_size for f in Path(folder).iterdir())
+                read = quickest(lambda: FuseAdapter.from_pretrained(folder), 3)
+            rows.append(dict(group="held out" if k > 4 else "calibrate", setting=[d, e, longest, str(dtype)], expected=expected, bytes=size, write=write, read=read))
+    out = dict(rows=rows, size_error=round(max(abs(r["bytes"]/r["expected"] - 1) for r in rows), 4))
+    for what in ("write", "read"):
+        given = [r | dict(seconds=r[what], work=dict(bytes=float(r["bytes"]))) for r in rows]
+        constants, predict = fitted([r for r in given if r["group"] == "calibrate"], None, ("bytes",))
+        errors = [abs(predict(r)/r["seconds"] - 1) for r in given if r["group"] == "held out"] or [0.0]
+        out[what] = dict(constants={k: float(f"{v:.3g}") for k, v in constants.items()}, held_out=dict(n=len(errors), median=round(statistics.median(errors), 4), worst=round(max(errors), 4)))
+    for r in rows: r |= dict(write=float(f"{r['write']:.3g}"), read=float(f"{r['read']:.3g}"))
+    print({k: v for k, v in out.items() if k != "rows"}, flush=True)
     return out
 
 
@@ -340,7 +378,7 @@ def validity_of_limit(short, keep):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__)
-    p.add_argument("--short", action="store_true"); p.add_argument("--only", default="fit,memory,apply,processes,bytes,limit")
+    p.add_argument("--short", action="store_true"); p.add_argument("--only", default="fit,memory,apply,store,processes,bytes,limit")
     p.add_argument("--memory-of", type=json.loads)
     p.add_argument("--out", type=Path, default=ROOT/"data"/"e3_scaling.json")
     a = p.parse_args()
@@ -359,10 +397,11 @@ def main():
         for new in fit_costs(a.short, calls): calls |= new; write_json(work, calls)
         keep(fit=explain(calls["fits"]))
         print(data["fit"]["constants"], data["fit"]["held_out"], flush=True)
-    if "memory" in parts:
+    if "memory" in parts and "constants" not in data.get("memory", {}):
         for new in memory_costs(a.short, data): keep(**new)
         print(data["memory"].get("constants"), data["memory"].get("held_out"), flush=True)
     if "apply" in parts and "apply" not in data: keep(apply=apply_costs(a.short))
+    if "store" in parts and "store" not in data: keep(store=store_costs(a.short))
     if "processes" in parts and "processes" not in data: keep(processes=process_costs(a.short))
     if "bytes" in parts:
         for new in validity_of_bytes(a.short, data): keep(**new)
