@@ -113,9 +113,9 @@ def _fit(a: argparse.Namespace) -> int:
     from fuse_nb.images import ImageTextModel
     from fuse_nb.fitting import FuseAdapter
 
-    lm = CausalLM.from_pretrained(a.lm, device=a.device)
     kind = TextEncoder if a.image_model == "minilm" else ImageTextModel
-    target = kind.from_pretrained(a.image_model, device=a.device)
+    target = kind.from_pretrained(a.image_model, device=a.device)  # the smaller of the two
+    lm = CausalLM.from_pretrained(a.lm, device=a.device)
     adapter = FuseAdapter.fit(lm, target, max_tokens=a.max_tokens, seed=a.seed)
     adapter.save_pretrained(check_adapter_folder(a.out))
     _print(a.out)

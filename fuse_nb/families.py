@@ -225,8 +225,8 @@ def _check_table(
 ) -> None:
     "Raise `ValueError` when a token that can occur in a text has no row in the table."
     special = set(tokenizer.all_special_ids) - set(tokenizer("a")["input_ids"])
-    by_id = sorted(tokenizer.get_vocab().items(), key=lambda pair: pair[1])
-    outside = [t for t, i in by_id if i >= rows and i not in special]
+    past = [(i, t) for t, i in tokenizer.get_vocab().items() if i >= rows and i not in special]
+    outside = [t for _, t in sorted(past)]
     if outside:
         raise ValueError(
             f"its table has {rows} rows, but {len(outside)} tokens of its tokenizer have ids past "

@@ -5,6 +5,8 @@
 # %% ../nbs/57_guesses.ipynb #6b9b4ae2
 from __future__ import annotations
 from collections.abc import Sequence
+from functools import cached_property
+from math import isfinite
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
@@ -38,10 +40,18 @@ class Guesser:
         most: int = 512,  # texts that are remembered, the latest
     ):
         self.table, self.most = table.detach(), check_count("most", most)
-        self.mean = self.table.float().mean(0)
-        lengths = [(rows.float() - self.mean).norm(dim=1) for rows in self.table.split(4096)]
-        self.length = torch.cat(lengths).clamp(min=1e-9)  # (V,) of the centred embeddings
         self.known: dict[tuple[int, ...], float] = {}  # text -> loss
+
+    @cached_property
+    def mean(self) -> Tensor:  # (d,)
+        "Of the embeddings."
+        return self.table.float().mean(0)
+
+    @cached_property
+    def length(self) -> Tensor:  # (V,)
+        "Of each embedding, once centred."
+        lengths = [(rows.float() - self.mean).norm(dim=1) for rows in self.table.split(4096)]
+        return torch.cat(lengths).clamp(min=1e-9)
 
     def add(self, texts: Sequence[Sequence[int]], losses: Sequence[float]) -> None:
         "Remember the losses of some texts; the oldest are forgotten."
@@ -111,10 +121,12 @@ def ordered(
     "Unknown texts with one token swapped, the best guess first: up to twice the wanted."
     n, k = tokens.shape
     most, found, used = max(1, -(-2 * wanted // 3)), [], [0] * n
-    for i in changes.flatten().argsort(stable=True).tolist():
-        p, v = i // k, tokens.flatten()[i].item()
+    order, tokens = changes.flatten().argsort(stable=True).tolist(), tokens.flatten().tolist()
+    changes = changes.flatten().tolist()
+    for i in order:
+        p, v = i // k, tokens[i]
         text = [*now[:p], v, *now[p + 1 :]]
-        if len(found) == 2 * wanted or not changes.flatten()[i].isfinite():
+        if len(found) == 2 * wanted or not isfinite(changes[i]):
             break
         if v != now[p] and tuple(text) not in self.known and used[p] < most:
             used[p] += 1

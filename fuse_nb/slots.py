@@ -48,9 +48,6 @@ class State:
         "The text with each of these tokens in the slot."
         return decoded(self.source, self.rows(tokens))
 
-# %% ../nbs/49_slots.ipynb #637a65c1
-#| export
-
 # %% ../nbs/49_slots.ipynb #24adec1d
 @patch
 def fluency(self: State) -> Tensor:  # (V,) exact for every token when nothing stands at the right

@@ -23,11 +23,11 @@ from .slots import State, tangents
 from .probes import Slot, check_common_words, goal_losses, kinds_of, made_up
 from .probes import pairs_of, read_prompts, sample_of, slot_of
 from .objective import Objective, Term
-from .ranking import AsPublished, Fuse, Random, Ranker, Vocabulary, Words
+from .ranking import LM, AsPublished, Fuse, Random, Ranker, Vocabulary, Words
 from .combined import Combined, Surrogate, get_ranker
 
 # %% auto #0
-__all__ = ['KINDS', 'RANKED', 'Likeliest', 'Zero', 'Here', 'Shuffled', 'named_ranker', 'predicted_by', 'judge_slot', 'validate',
+__all__ = ['KINDS', 'RANKED', 'Likeliest', 'Here', 'Shuffled', 'named_ranker', 'predicted_by', 'judge_slot', 'validate',
            'validate_named']
 
 # %% ../nbs/55_validity.ipynb #393f73b0
@@ -36,13 +36,6 @@ class Likeliest(Ranker):
 
     def predict(self, term: Term, state: State) -> Tensor:
         return -state.logprobs
-
-
-class Zero(Ranker):
-    "The same for all."
-
-    def predict(self, term: Term, state: State) -> Tensor:
-        return torch.zeros(len(state.logprobs))
 
 
 class Here(Vocabulary):
@@ -72,7 +65,7 @@ class Shuffled:
 
 # %% ../nbs/55_validity.ipynb #30b7011e
 KINDS = {
-    "zero": Zero, "random": Random, "lm": Likeliest, "as-published": AsPublished, "shuffled": Fuse,
+    "zero": LM, "random": Random, "lm": Likeliest, "as-published": AsPublished, "shuffled": Fuse,
     "fuse": Fuse, "vocabulary": Vocabulary, "here": Here, "words": Words,
     "surrogate": Surrogate, "combined": Combined,
 }

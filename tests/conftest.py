@@ -4,3 +4,22 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")         # nothing here may need the
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")        # threads of several test processes on few cores wait for each other
+
+import pytest
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    "A cache folder that no other test sees; `pytestmark = pytest.mark.usefixtures('own_cache')` gives one to each test of a file."
+    monkeypatch.setenv("FUSE_NB_CACHE", str(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def pair():
+    "A small language model, a small encoder with other pieces, and an adapter between them, of random weights."
+    import torch
+    from test_models import word_pieces
+    from test_search import adapter_of, bert, source_of
+    torch.manual_seed(0)
+    lm, encoder = source_of("gpt2"), bert("pieces", word_pieces())
+    return lm, encoder, adapter_of(lm, encoder, {l: torch.randn(32, 32, l) for l in (1, 2, 3)})

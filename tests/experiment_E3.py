@@ -5,8 +5,7 @@
 Seconds are of the process (`time.process_time`), one thread, but for `processes`, which are of the clock. The constants of the model of cost come from the calibration
 settings alone; the errors are those of the held-out settings. Every part is written when it is done; a run that is started again keeps what is there.
 """
-import argparse, gc, json, os, random, statistics, subprocess, sys, tempfile, time, warnings
-from dataclasses import replace
+import gc, json, os, random, statistics, subprocess, sys, tempfile, time
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -14,15 +13,14 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import numpy as np
 import torch
 
-from experiment_E4 import TEXTS, causal, encoder, model_of, quiet_fit, summary, swaps
+from experiment_E4 import TEXTS, causal, encoder, kept, model_of, options, quiet_fit, summary, swaps
 from fuse_nb import FuseAdapter, ridge
-from fuse_nb.adapter import rows_of
 from fuse_nb.gram import GramAccumulator
 from fuse_nb.ridge import Plan
 from fuse_nb.spelling import spell
 from fuse_nb.store import write_json
 from fuse_nb.words import word_ids, word_list
-from machine import ADAPTER, made
+from machine import ADAPTER
 
 ROOT = Path(__file__).parent.parent
 # (d_source, d_target, longest class, words); fits to take the constants from, and others to predict
@@ -377,20 +375,14 @@ def validity_of_limit(short, keep):
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__)
-    p.add_argument("--short", action="store_true"); p.add_argument("--only", default="fit,memory,apply,store,processes,bytes,limit")
+    p = options(__doc__, "fit,memory,apply,store,processes,bytes,limit", "e3_scaling.json")
     p.add_argument("--memory-of", type=json.loads)
-    p.add_argument("--out", type=Path, default=ROOT/"data"/"e3_scaling.json")
     a = p.parse_args()
     torch.set_num_threads(1)
     if a.memory_of: return memory_child(*a.memory_of)
+    data, keep = kept(a.out, ADAPTER + ["gradient", "encoders", "sharing"], "smollm2-135m and minilm; tables of other widths are random")
     work = a.out.with_name(f".{a.out.stem}.part.json")             # every call of every fit, until the summary is made
-    data, calls = (json.loads(f.read_text()) if f.exists() else {} for f in (a.out, work))
-
-    def keep(**new):
-        data.update(new)
-        data["made"] = made(ADAPTER + ["gradient", "encoders", "sharing"], "smollm2-135m and minilm; tables of other widths are random")
-        write_json(a.out, data)
+    calls = json.loads(work.read_text()) if work.exists() else {}
 
     parts = a.only.split(",")
     if "fit" in parts and "fit" not in data:

@@ -5,7 +5,7 @@
 Every part of the file is written when it is done; a run that is started again keeps what is there. Real tokenizers come from installed packages and, where it
 is there, from ../shared/tokenizers (which no part of the project may need): a row that needs one that is absent is left out, and the file says which.
 """
-import argparse, importlib.util, json, os, random, sys, time, unicodedata, warnings
+import argparse, json, os, random, time, unicodedata, warnings
 from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from fuse_nb import FuseAdapter, TextEncoder, bridge
+from fuse_nb.agreement import rank_correlation
 from fuse_nb.alignment import align, align_index
 from fuse_nb.gradient import pull, route
 from fuse_nb.offsets import decode_all, special_ids
@@ -315,15 +316,6 @@ def _circular(X, Y):
 
 # ---- validity against mismatch
 
-def ranks(x): return torch.argsort(torch.argsort(x)).double()
-
-
-def spearman(a, b):
-    a, b = ranks(a), ranks(b)
-    a, b = a - a.mean(), b - b.mean()
-    return (a @ b/(a.norm()*b.norm())).item()
-
-
 def spelled_table(t, target):
     "For each token the mean of the target's embeddings of what it spells: a table with which only the tokenizer differs."
     table, strings = target.embedding_table.detach().double(), decode_all(t, [[i] for i in range(len(t))])
@@ -358,7 +350,6 @@ def swaps(source, target, adapter, texts, goals, seed=0, slots=3, candidates=48,
         groups = align_index(ours, theirs)
         where = [(i, np.flatnonzero((groups.source_start <= i) & (i < groups.source_stop))) for i in range(len(ids))]
         counts = {i: tuple(int((groups[s + 1] - groups[s])[at[0]]) for s in (1, 3)) if len(at) else (0, 0) for i, at in where}
-        hidden = special_ids(t)
         usable = [i for i in counts if only is None or only(*counts[i])]
         for i in rng.sample(usable, min(slots, len(usable))):
             pool = begin if ids[i] in begin else inside
@@ -369,8 +360,8 @@ def swaps(source, target, adapter, texts, goals, seed=0, slots=3, candidates=48,
             grad = torch.autograd.grad(loss.losses(*bridge(adapter, leaf, table[candidates:])).sum(), leaf)[0][:, i].mean(0)
             new, exact = new[:candidates], loss.exact(decode_all(t, table[:candidates]))
             if exact.std() == 0: continue
-            out.append(dict(text=k, counts=list(counts[i]), spearman=spearman(E[new] @ grad, exact)))
-            if spelled is not None: out[-1]["spelling"] = spearman(spelled[new] @ at_word(adapter, table[candidates:], i, target, loss), exact)
+            out.append(dict(text=k, counts=list(counts[i]), spearman=rank_correlation(E[new] @ grad, exact)))
+            if spelled is not None: out[-1]["spelling"] = rank_correlation(spelled[new] @ at_word(adapter, table[candidates:], i, target, loss), exact)
     return out
 
 
@@ -484,21 +475,31 @@ def meaning(n, queries, seconds):
     return dict(queries=queries, seconds=seconds, rows=out, unrelated=dict(mean=round(apart.mean().item(), 4), highest=round(apart.max().item(), 4), pairs=len(apart)//2))
 
 
-def main():
-    p = argparse.ArgumentParser(description=__doc__)
-    p.add_argument("--short", action="store_true"); p.add_argument("--only", default="exact,coverage,recovery,validity")
-    p.add_argument("--out", type=Path, default=ROOT/"data"/"e4_tokenizers.json")
-    a = p.parse_args()
-    torch.set_num_threads(1)
-    data = json.loads(a.out.read_text()) if a.out.exists() else {}
-    models = "minilm, smollm2-135m, gemma3-270m (tokenizers and tables); tokenizers of gpt2, clip, llama, pegasus"
+def options(doc, parts, out):
+    "What every program in parts is asked."
+    p = argparse.ArgumentParser(description=doc)
+    p.add_argument("--short", action="store_true"); p.add_argument("--only", default=parts)
+    p.add_argument("--out", type=Path, default=ROOT/"data"/out)
+    return p
+
+
+def kept(out, modules, models):
+    "What the file holds already, and how a part is added to it: each is written when it is done, by whichever of several programs."
+    data = json.loads(out.read_text()) if out.exists() else {}
 
     def keep(**new):
-        if a.out.exists(): data.update(json.loads(a.out.read_text()))
+        if out.exists(): data.update(json.loads(out.read_text()))
         data.update(new)
-        data["made"] = made(ADAPTER + ["gradient", "encoders"], models)
-        write_json(a.out, data)
+        data["made"] = made(modules, models)
+        write_json(out, data)
 
+    return data, keep
+
+
+def main():
+    a = options(__doc__, "exact,coverage,recovery,validity", "e4_tokenizers.json").parse_args()
+    torch.set_num_threads(1)
+    data, keep = kept(a.out, ADAPTER + ["gradient", "encoders"], "minilm, smollm2-135m, gemma3-270m (tokenizers and tables); tokenizers of gpt2, clip, llama, pegasus")
     parts = a.only.split(",")
     if "exact" in parts and "exact" not in data: keep(exact=exactness(60 if a.short else 400, a.short))
     if "coverage" in parts and "coverage" not in data: keep(coverage=coverages(2000 if a.short else 20_000, a.short))

@@ -23,7 +23,7 @@ from fuse_nb.objective import Objective, Term
 from fuse_nb.probes import made_up, sample_of, slot_of
 from fuse_nb.ranking import LM, AsPublished, Fuse, Random, Ranker
 from fuse_nb.slots import State
-from fuse_nb.tokens import allowed_tokens, decoded
+from fuse_nb.tokens import allowed_tokens
 from fuse_nb.words import word_ids, word_list
 
 from machine import SEARCH, made
@@ -168,7 +168,7 @@ def one_case(lm, encoder, ways, case, k, a):
     beam, loss = beam_of(lm, slot, allowed), encoder.text(goal)
     sample = sample_of(slot, 200, 16)
     exact = Term(loss).exact(slot.texts(sample)).numpy()
-    out, true = dict(kind=kind), {}
+    out = dict(kind=kind)
     plain, target = Departed(), Departed(map=ways["fitted by the target's count"][0].map)
     for name, (ranker, adapter, _) in ways.items():
         term = Term(loss, WEIGHT, adapter)

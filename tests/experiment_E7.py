@@ -4,7 +4,7 @@
 
 Every part is written when it is done; a run that is started again keeps what is there.
 """
-import argparse, json, os, random, resource, subprocess, sys
+import json, os, random, subprocess, sys
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -12,21 +12,19 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import numpy as np
 import torch
 
-from experiment_E4 import TEXTS, causal, conditions, encoder, ids_of, known_map, model_of, pools, quiet_fit, spelled_table, summary, swaps
-from fuse_nb import FuseAdapter, bridge
+from experiment_E4 import TEXTS, causal, conditions, encoder, ids_of, kept, known_map, model_of, options, pools, quiet_fit, spelled_table, summary, swaps
+from fuse_nb import FuseAdapter, agreement, bridge
 from fuse_nb.offsets import decode_all
-from fuse_nb.store import write_json
 from fuse_nb.words import word_list
-from machine import ADAPTER, made
+from machine import ADAPTER
 
 ROOT = Path(__file__).parent.parent
 
 
-def interval(values, seed=0):
+def interval(values):
     "Mean and 95 % bootstrap interval."
-    v = np.asarray(values, dtype=float)
-    draws = np.random.default_rng(seed).choice(v, (4000, len(v))).mean(1)
-    return dict(mean=round(float(v.mean()), 4), low=round(float(np.quantile(draws, .025)), 4), high=round(float(np.quantile(draws, .975)), 4), n=len(v))
+    mean, low, high = (round(x, 4) for x in agreement.interval(values, draws=4000))
+    return dict(mean=mean, low=low, high=high, n=len(values))
 
 
 # ---- 1: gradient steps that do not improve the task
@@ -183,18 +181,9 @@ def minima(short, words=60, n=4, starts=24):
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__)
-    p.add_argument("--short", action="store_true"); p.add_argument("--only", default="steps,memory,pairs,minima")
-    p.add_argument("--out", type=Path, default=ROOT/"data"/"e7_failures.json")
-    a = p.parse_args()
+    a = options(__doc__, "steps,memory,pairs,minima", "e7_failures.json").parse_args()
     torch.set_num_threads(1)
-    data = json.loads(a.out.read_text()) if a.out.exists() else {}
-
-    def keep(**new):
-        data.update(new)
-        data["made"] = made(ADAPTER + ["gradient", "encoders", "answers", "causal"], "smollm2-135m, minilm, gemma3-270m (table and tokenizer)")
-        write_json(a.out, data)
-
+    data, keep = kept(a.out, ADAPTER + ["gradient", "encoders", "answers", "causal"], "smollm2-135m, minilm, gemma3-270m (table and tokenizer)")
     parts = a.only.split(",")
     if "steps" in parts and "steps" not in data:
         adapter = quiet_fit(causal("smollm2"), encoder(), 3000 if a.short else 40_000)

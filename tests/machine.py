@@ -3,6 +3,7 @@ import ast
 import hashlib
 import json
 import platform
+import re
 import sys
 import time
 from pathlib import Path
@@ -49,14 +50,19 @@ def state_of(path):
     return "current" if code_hash(entry["code"]["modules"]) == entry["code"]["sha256"] else "stale"
 
 
+def called_old(text, why):
+    "A file's text with the reason why its numbers are old; the rest stays as it is laid out."
+    said = f'"old": {json.dumps(why, ensure_ascii=False)}'
+    if "made" not in json.loads(text): return text.replace("{", f'{{"made": {{{said}}},', 1)
+    return re.sub(r'"made": *\{(\s*)', lambda m: f'"made": {{{m[1]}{said},{m[1] or " "}', text, count=1)
+
+
 if __name__ == "__main__":      # python tests/machine.py [--mark WHY]: list the files in data/, or mark the stale ones as old
     why = sys.argv[sys.argv.index("--mark") + 1] if "--mark" in sys.argv else None
     for path in sorted((ROOT/"data").glob("*.json")):
         state = state_of(path)
         if why and state in ("stale", "unsigned"):
             text = path.read_text(encoding="utf-8")
-            data = json.loads(text)
-            data = {"made": {**data.pop("made", {}), "old": why}} | data
-            path.write_text(json.dumps(data, indent=1 if "\n" in text.strip() else None, ensure_ascii=False) + "\n", encoding="utf-8")
+            path.write_text(called_old(text, why), encoding="utf-8")
             state = "old"
         print(f"{state:9s} {path.name}")

@@ -10,21 +10,10 @@ import torch
 from fuse_nb import cli
 from fuse_nb.embeddings import embedding_of, invert_all, read_embeddings
 from fuse_nb.inversion import Attempt, Inversion, Inverter, Watched, check_embedding, invert, moved
-from test_models import word_pieces
-from test_search import adapter_of, bert, source_of
+from test_search import adapter_of, source_of
 
 pytest.importorskip("transformers")
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch): monkeypatch.setenv("FUSE_NB_CACHE", str(tmp_path))
-
-
-@pytest.fixture(scope="module")
-def pair():
-    torch.manual_seed(0)
-    lm, encoder = source_of("gpt2"), bert("pieces", word_pieces())
-    return lm, encoder, adapter_of(lm, encoder, {l: torch.randn(32, 32, l) for l in (1, 2, 3)})
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture

@@ -20,17 +20,7 @@ from test_search import adapter_of, bert, source_of
 
 pytest.importorskip("transformers")
 scipy_stats = pytest.importorskip("scipy.stats")
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch): monkeypatch.setenv("FUSE_NB_CACHE", str(tmp_path))
-
-
-@pytest.fixture(scope="module")
-def pair():
-    torch.manual_seed(0)
-    lm, encoder = source_of("gpt2"), bert("pieces", word_pieces())
-    return lm, encoder, adapter_of(lm, encoder, {l: torch.randn(32, 32, l) for l in (1, 2, 3)})
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 TEXTS = ["a photo of a cat", "the dog ran after", "two people ride horses", "a cup of coffee on", "the ball in the park", "a mat on a beach", "people ran in", "horses in the park",
