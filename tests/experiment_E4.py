@@ -18,7 +18,7 @@ import torch
 from fuse_nb import FuseAdapter, TextEncoder, bridge
 from fuse_nb.agreement import rank_correlation
 from fuse_nb.alignment import align, align_index
-from fuse_nb.gradient import pull, route
+from fuse_nb.gradient import route
 from fuse_nb.offsets import decode_all, special_ids
 from fuse_nb.store import write_json
 from fuse_nb.words import coverage, merge, split, word_ids, word_index, word_list
@@ -396,7 +396,7 @@ def conditions(short):
     "name -> (sort, source tokenizer, source's rows of MiniLM or a table, target tokenizer, share of spaces taken away)"
     whole, rows = pieces_of_minilm(permuted=True)
     out = {"permuted": ("permuted", whole, rows, None, 0.0), "shuffled rows (no map)": ("baseline", whole, rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(1))], None, 0.0)}
-    for K in (20_000, 10_000, 5000, 2500, 1200) if not short else (5000, 1200):
+    for K in (20_000, 10_000, 5000, 2500, 1200, 600, 200) if not short else (5000, 600):
         t, r = pieces_of_minilm(K, permuted=True)
         out[f"finer, {K} pieces"] = ("finer", t, r, None, 0.0)
         out[f"coarser, {K} pieces"] = ("coarser", whole, rows, pieces_of_minilm(K)[0], 0.0)
@@ -431,29 +431,6 @@ def judged(name, sort, t, rows, cut, gone, n, words):
     row |= summary(swaps(source, target, a, texts, goals)) | dict(seconds=round(time.process_time() - start, 1))
     print(f"{name:40s} {row}", flush=True)
     return row
-
-
-def same_gradient(words, n):
-    "With the same pieces on both sides and a known map W, what comes back through the adapter is the target's own gradient times W^T: the cosine of the two, token by token, with spaces and without, and where the adapter is shuffled."
-    t, rows = pieces_of_minilm(permuted=True)
-    target, table = encoder(), encoder().embedding_table.detach().double()
-    W = known_map("orthogonal", table.shape[1])
-    a, out = quiet_fit(model_of(t, (table[rows] @ W).float(), "permuted"), target, words, forms=("text",)), {}
-    for name, gone in (("spaces", 0.0), ("no spaces", 1.0)):
-        cosines = {True: [], False: []}
-        for text, goal in zip(TEXTS[:n], TEXTS[7:n] + TEXTS[:7]):
-            row, loss = ids_of(t, unspaced(text.lower(), gone, random.Random(5))), target.text(goal)
-            path = route(a, [row])
-            ids, mask = target.pad(path.target_ids)
-            leaf = target.embed(ids).detach().requires_grad_()
-            grad = torch.autograd.grad(loss.losses(leaf, mask).sum(), leaf)[0]
-            ours, theirs = pull(a, path, grad)[0], grad[0, 1:-1] @ W.float()
-            for k, c in enumerate(torch.cosine_similarity(ours, theirs, dim=-1).tolist()):
-                long = any(s <= k < e and e - s > 4 for s, e in zip(path.groups.source_start, path.groups.source_stop))
-                cosines[long].append(c)
-        out[name] = {("beyond 4" if long else "to 4"): dict(mean=round(float(np.mean(c)), 4), least=round(min(c), 4), tokens=len(c)) for long, c in cosines.items() if c}
-    print(out, flush=True)
-    return out
 
 
 # ---- the same sentence through different source models
@@ -511,7 +488,6 @@ def main():
             if name not in found:
                 found[name] = judged(name, *condition, n=8 if a.short else 32, words=3000 if a.short else 12_000)
                 keep(validity=found)
-    if "validity" in parts and "same_gradient" not in data: keep(same_gradient=same_gradient(3000 if a.short else 12_000, 8 if a.short else 32))
     if "meaning" in parts and "meaning" not in data: keep(meaning=meaning(2 if a.short else 6, 1500, 40.0))
     absent = [n for n in REAL if real(n) is None]
     keep(absent=absent)
