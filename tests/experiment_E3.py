@@ -1,6 +1,6 @@
 """E3, scaling: what fit, store and apply cost in seconds and bytes, against a model of cost; what compression and short classes cost in validity. -> data/e3_scaling.json
 
-    python tests/experiment_E3.py [--short] [--only fit,memory,apply,store,processes,bytes,limit] [--out FILE]
+    python tests/experiment_E3.py [--short] [--only fit,memory,growth,apply,store,processes,bytes,limit,again] [--out FILE]
 
 Seconds are of the process (`time.process_time`), one thread, but for `processes`, which are of the clock. The constants of the model of cost come from the calibration
 settings alone; the errors are those of the held-out settings. Every part is written when it is done; a run that is started again keeps what is there.
@@ -171,6 +171,22 @@ def explain(fits):
                          bytes=f["bytes"], expected_bytes=f["expected_bytes"], pairs=f["pairs"]))
     errors = [abs(r["error"]) for r in rows if r["group"] == "held out"]
     return dict(constants={k: {n: float(f"{v:.3g}") for n, v in x.items()} for k, x in constants.items()}, rows=rows, held_out=errors_of(errors))
+
+
+def growth(short):
+    "Process seconds of spelling n words; of the same fit with tables of more tokens, none of which a word uses."
+    words, rows = word_list(40_000)[0], []
+    spelled(1000)                                                  # the models are loaded
+    for n in (5000, 10_000, 20_000, 40_000)[:2 if short else 4]:
+        start = time.process_time(); spell(causal("smollm2"), encoder(), words[:n])
+        rows.append(dict(what="spelling", words=n, seconds=round(time.process_time() - start, 3)))
+    source, target = pair_of(256, 256)
+    for times in (1, 2, 5):
+        source.embedding_table = table(len(causal("smollm2").embedding_table)*times, 256, 0)
+        seconds = quickest(lambda: quiet_fit(source, target, spelled(5000), max_tokens=2), 3)
+        rows.append(dict(what="fit", vocabulary=len(source.embedding_table), seconds=round(seconds, 3)))
+    print(rows, flush=True)
+    return dict(rows=rows)
 
 
 # ---- memory: a fresh process each, whose freed blocks go back to the system at once
@@ -401,9 +417,9 @@ class Remembering:
 def judges(): return Remembering(encoder())
 
 
-def judge(a, texts, only=None):
+def judge(a, texts, only=None, seed=0):
     goals = texts[7:] + texts[:7]
-    return swaps(causal("smollm2"), judges(), a, texts, goals, only=only)
+    return swaps(causal("smollm2"), judges(), a, texts, goals, seed, only=only)
 
 
 def by_text(found):
@@ -458,8 +474,21 @@ def validity_of_limit(short, keep):
         yield dict(limit=rows)
 
 
+def limit_again(short, keep):
+    "The same at long words, other sentences and other slots."
+    rows, n, rare = keep.get("again", {}), 3000 if short else 40_000, long_texts(4 if short else 32, seed=1)
+    for longest in (4, 2, 1, 3) if not short else (4, 1):
+        if str(longest) in rows: continue
+        a = quiet_fit(causal("smollm2"), encoder(), spelled(n), max_tokens=longest)
+        found = judge(a, rare, only=lambda x, y: max(x, y) >= 3, seed=1)
+        rows[str(longest)] = summary(found)["all"] | dict(by_text=by_text(found))
+        rows[str(longest)]["against 4"] = apart(rows[str(longest)]["by_text"], rows["4"]["by_text"])
+        print(longest, {k: v for k, v in rows[str(longest)].items() if k != "by_text"}, flush=True)
+        yield dict(again=rows)
+
+
 def main():
-    p = options(__doc__, "fit,memory,apply,store,processes,bytes,limit", "e3_scaling.json")
+    p = options(__doc__, "fit,memory,growth,apply,store,processes,bytes,limit,again", "e3_scaling.json")
     p.add_argument("--memory-of", type=json.loads)
     a = p.parse_args()
     torch.set_num_threads(1)
@@ -476,6 +505,7 @@ def main():
     if "memory" in wanted and "fit" not in data.get("memory", {}):
         for new in memory_costs(a.short, data): keep(**new)
         print({k: v for k, v in data["memory"].items() if k != "rows"}, flush=True)
+    if "growth" in wanted and "growth" not in data: keep(growth=growth(a.short))
     if "apply" in wanted and "apply" not in data: keep(apply=apply_costs(a.short))
     if "store" in wanted and "store" not in data: keep(store=store_costs(a.short))
     if "processes" in wanted and "processes" not in data: keep(processes=process_costs(a.short))
@@ -483,6 +513,8 @@ def main():
         for new in validity_of_bytes(a.short, data): keep(**new)
     if "limit" in wanted:
         for new in validity_of_limit(a.short, data): keep(**new)
+    if "again" in wanted:
+        for new in limit_again(a.short, data): keep(**new)
 
 
 if __name__ == "__main__": main()
