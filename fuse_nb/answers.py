@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 from .checks import check_count, check_tensor
+from .precision import print_of
 
 # %% auto #0
 __all__ = ['as_losses', 'in_halves', 'Remembered', 'digest', 'told_apart']
@@ -99,7 +100,7 @@ def _coarse(x: Tensor) -> list[int]:
 def told_apart(loss: object, model: object, adapter: object, *settings: object) -> str:
     "A digest of what a term compares with, reads with, and how its gradient comes back."
     own = getattr(loss, "identity", None)
-    marks = [own() if callable(own) else type(loss).__name__, getattr(model, "fingerprint", "")]
+    marks = [own() if callable(own) else type(loss).__name__, print_of(model)]
     for l, T in sorted(getattr(adapter, "tensors", {}).items()):
         marks += [l, T]
     return digest(*marks, *settings)

@@ -240,10 +240,11 @@ def grown(self: _Walk, frontier: list[Node], logprobs: Tensor, lists: list) -> l
     for row, (node, (tokens, guess)) in enumerate(zip(frontier, lists)):
         ends = [self.end] if self.end is not None and node.count else []
         tokens = torch.unique(torch.cat([tokens, torch.tensor(ends, dtype=torch.long)]))
-        for v in tokens.tolist():
-            nll = node.nll - logprobs[row, v].item()
+        known = (tokens, logprobs[row, tokens], guess[tokens])
+        for v, logprob, guessed in zip(*(x.tolist() for x in known)):
+            nll = node.nll - logprob
             longer = Node(node.ids + [v], nll, node.count + 1, parent=row, fresh=True)
-            longer.guess = guess[v].item()
+            longer.guess = guessed
             new.append(longer)
     return new
 

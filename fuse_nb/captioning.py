@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 from .checks import check_choice, check_number, check_seed, check_text, shown
+from .precision import load_in, pick_dtype
 from .causal import CausalLM
 from .images import ImageTextModel, load_image
 from .store import check_model
@@ -180,7 +181,7 @@ def from_pretrained(
     cls: Captioner,
     lm: str = "smollm2-135m",              # packaged name, folder or hub id of a language model
     image_model: str = "imagenet-minilm",  # the same of an image-text model
-    device: str | None = None,             # None: the best there is
+    device: str | None = None, dtype: str = "float32",  # as for `pick_device`, `pick_dtype`
     method: str | None = None,             # a name of `METHODS`; None: the default
     adapter: str | None = None,            # folder of an adapter; None: from the cache, or fitted
     prefix: str = "An image of",           # as for `Captioner`, as are the next two
@@ -191,8 +192,8 @@ def from_pretrained(
     settings, more = checked_settings(method, weights, **options)
     check_wording(prefix, sentiment, lm=lm, image_model=image_model)  # before anything is loaded
     check_there(lm, image_model)
-    source = CausalLM.from_pretrained(lm, device=device)
-    target = ImageTextModel.from_pretrained(image_model, device=device)
+    load = lambda kind, name: load_in(kind, name, device, pick_dtype(dtype, device))
+    source, target = load(CausalLM, lm), load(ImageTextModel, image_model)
     fitted = adapter and FuseAdapter.from_pretrained(adapter, source, target, source.device)
     return cls(source, target, fitted, AutoDAN(**settings), prefix, sentiment, **more)
 

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
 from .checks import check_count, check_tensor, check_texts, shown
-from .store import pick_device, _find, _from_gguf, _is_packaged, _load
-from .families import Family, Past, _select as _select, _twin as _twin, describe, examine
+from .store import pick_device, send, _find, _from_gguf, _is_packaged, _load
+from .families import Family, Past, describe, examine
 from .families import digest_of_table, digest_of_weights, longest_text, table_of
 
 # %% auto #0
@@ -91,12 +91,12 @@ def identity(self: Model) -> str:
 @patch
 def embed(self: Model, ids: Tensor | Sequence[int]) -> Tensor:
     "`(..., n)` token ids -> `(..., n, d)` embeddings. Raises `ValueError` for an id without a row."
-    return F.embedding(self._ids(ids), self.embedding_table)
+    return F.embedding(self._checked(ids).to(self.device), self.embedding_table)
 
 
 @patch
-def _ids(self: Model, ids: Tensor | Sequence) -> Tensor:
-    "Token ids in the model's place. Those that lie on a device already are not looked at."
+def _checked(self: Model, ids: Tensor | Sequence) -> Tensor:
+    "Token ids as a tensor. Those that lie on a device already are not looked at."
     ids = torch.as_tensor(ids)
     V = len(self.embedding_table)
     if ids.is_floating_point() and ids.numel():
@@ -106,7 +106,7 @@ def _ids(self: Model, ids: Tensor | Sequence) -> Tensor:
             f"{self.name}: token ids must be from 0 to {V - 1}, "
             f"got ids from {int(ids.min())} to {int(ids.max())}"
         )
-    return ids.long().to(self.device)
+    return ids.long()
 
 
 @patch
@@ -121,17 +121,23 @@ def check_length(self: Model, n: int) -> None:
 
 # %% ../nbs/31_causal.ipynb #3041022e
 @patch
-def pad(
+def padded(
     self: Model,
     seqs: Sequence[Sequence[int]],  # lists of token ids, of any lengths
 ) -> tuple[Tensor, Tensor]:         # (b, n) ids padded at the right; (b, n) mask, 1 at real tokens
-    "Lists of ids as one batch. Raises `ValueError` for one that is empty or too long."
+    "One batch, on the host yet. Raises `ValueError` for a list that is empty or too long."
     lengths = [len(s) for s in seqs]
     self.check_length(min(lengths, default=0))
     self.check_length(max(lengths))
     rows = [list(s) + [self.pad_id] * (max(lengths) - len(s)) for s in seqs]
-    mask = (torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]).long()
-    return self._ids(rows), mask.to(self.device)
+    mask = torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
+    return self._checked(rows), mask.long()
+
+
+@patch
+def pad(self: Model, seqs: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    "`padded`, where the model is, in one copy."
+    return tuple(send(self.device, *self.padded(seqs)))
 
 
 @patch
@@ -149,9 +155,6 @@ def tokenize(self: Model, texts: Sequence[str]) -> list[list[int]]:
             stacklevel=2,
         )
     return found
-
-
-_Model, Model._check = Model, Model.check_length    # former names, for rooms that use them still
 
 # %% ../nbs/31_causal.ipynb #ba2881df
 class CausalLM(Model):
@@ -281,7 +284,8 @@ def nll(
         fit = 2**26 // (len(seqs[todo[0]]) * len(self.embedding_table) + 1)
         size = max(1, min(batch_size, fit))
         rows, todo = todo[:size], todo[size:]
-        ids, mask = self.pad([seqs[i] for i in rows])
+        batch = self.padded([seqs[i] for i in rows])
+        ids, mask, place = send(self.device, *batch, torch.tensor(rows))
         scored = ids.shape[1] - prefix_len
         if scored < 1:
             continue
@@ -291,7 +295,7 @@ def nll(
         real = mask[:, prefix_len:]
         total = (each.view(labels.shape) * real).sum(1)
         count = real.sum(1).clamp(min=1) if mean else 1
-        out[torch.tensor(rows, device=self.device)] = total / count
+        out[place] = total / count
     return out
 
 # %% ../nbs/31_causal.ipynb #079739e2
@@ -308,7 +312,7 @@ def prefill(
             raise ValueError(f"ids must be rows of one length, got lengths {lengths}")
         ids = torch.tensor([list(r) for r in ids])
     self.check_length(ids.shape[1])
-    return self.family.start(self._ids(ids))
+    return self.family.start(self._checked(ids).to(self.device))
 
 
 @patch
@@ -322,8 +326,7 @@ def extend(
     keep: int | None = None,            # logits after so many of the last new tokens
 ) -> tuple[Tensor, Past]:               # (k, V), or (k, m, V) if `every`, or (k, keep, V)
     "Continue chosen rows of a cache, each with its own new tokens."
-    rows = torch.as_tensor(rows, dtype=torch.long, device=self.device)
-    new_ids = self._ids(new_ids)
+    new_ids = self._checked(new_ids)
     if new_ids.ndim == 1:
         new_ids = new_ids[:, None]
     if len(rows) != len(new_ids):
@@ -332,6 +335,7 @@ def extend(
         )
     self.check_length(cache.get_seq_length() + new_ids.shape[1])
     last = new_ids.shape[1] if every else keep or 1
+    rows, new_ids = send(self.device, torch.as_tensor(rows, dtype=torch.long), new_ids)
     logits, cache = self.family.go_on(cache, rows, new_ids, last)
     return logits if every or keep else logits[:, -1], cache
 

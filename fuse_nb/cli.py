@@ -50,10 +50,10 @@ def _caption(a: argparse.Namespace) -> int:
     if a.figure:
         _check_figure(a.figure, a.photo)
     from fuse_nb.images import load_image
-    from fuse_nb.store import pick_device
+    from fuse_nb.precision import pick_dtype
 
     load_image(a.photo)
-    pick_device(a.device)
+    pick_dtype(a.dtype, a.device)
     from fuse_nb.captioning import Captioner
 
     captioner = Captioner.from_pretrained(**settings)
@@ -100,7 +100,8 @@ def _summary(result, weights: dict) -> str:
         f"{name} {weights.get(name, 1.0) * v:.3f} ({v:.3f} x {weights.get(name, 1.0):g})"
         for name, v in result.terms.items()
     )
-    cost = f"{result.evaluations} texts evaluated in {result.seconds:.1f} s"
+    read_in = result.settings.get("dtype", "float32")
+    cost = f"{result.evaluations} texts evaluated in {read_in} in {result.seconds:.1f} s"
     return f"objective {result.loss:.3f} = {shares}; {cost}; stopped: {result.stopped}"
 
 # %% ../nbs/90_cli.ipynb #23cd2710
@@ -189,23 +190,21 @@ def _evaluate(a: argparse.Namespace) -> int:
     if set(a.metrics or ()) & set(PICTURE_METRICS):
         raise UsageError("--metrics: CLIPScore needs the photographs: fuse-nb score --images")
     from fuse_nb.runs import evaluate_folder
-    from fuse_nb.store import pick_device
+    from fuse_nb.precision import name_of, pick_dtype
 
-    pick_device(a.device)
+    read_in = name_of(pick_dtype(a.dtype, a.device))
+    if a.dtype:
+        settings["dtype"] = read_in  # what `auto` stands for here
     same = "workers seed split threads limit overwrite metrics".split()
     run = evaluate_folder(
-        "fuse_nb.makers:make_captioner",
-        a.images,
-        a.out,
-        a.references,
-        settings=settings,
-        cpu=a.device == "cpu",
+        "fuse_nb.makers:make_captioner", a.images, a.out, a.references,
+        settings=settings, cpu=a.device == "cpu",
         **{name: getattr(a, name) for name in same},
     )
     if run.report is not None:
         _print(run.report.table())
     counts = f"{len(run.captions)} captions, {len(run.errors)} pictures failed"
-    _say(f"{counts}, {run.seconds:.1f} s: {a.out}")
+    _say(f"{counts}, {run.seconds:.1f} s, read in {read_in}: {a.out}")
     return 0 if run.report is None else _scored(run.report)
 
 # %% ../nbs/90_cli.ipynb #e6915f0e
@@ -218,24 +217,27 @@ def _invert(a: argparse.Namespace) -> int:
     from fuse_nb.causal import CausalLM
     from fuse_nb.encoders import TextEncoder
     from fuse_nb.inversion import Inverter
+    from fuse_nb.precision import load_in, name_of, pick_dtype
 
-    encoder = TextEncoder.from_pretrained(a.encoder, device=a.device)
+    kind = pick_dtype(a.dtype, a.device)
+    encoder = load_in(TextEncoder, a.encoder, a.device, kind)
     vectors = [embedding_of(a.text, encoder)] if vectors is None else vectors
-    by = Inverter(encoder, CausalLM.from_pretrained(a.lm, device=a.device))
+    by = Inverter(encoder, load_in(CausalLM, a.lm, a.device, kind))
     budget = dict(queries=a.queries, seconds=a.seconds, seed=a.seed)
     for i, r in zip(ids, invert_all(vectors, by, ids, a.out, **budget)):
         _print(" ".join(r.text.split()))
         cost = f"{r.queries} queries, {r.seconds:.1f} s; stopped: {r.stopped}"
-        _say(f"{i}: cosine {r.cosine:.3f}, {cost}")
+        _say(f"{i}: cosine {r.cosine:.3f}, {cost}; read in {name_of(kind)}")
     return 0
 
 # %% ../nbs/90_cli.ipynb #fd1135e5
 def _validate(a: argparse.Namespace) -> int:
     from fuse_nb.validity import validate_named
 
-    same = "lm target prompts limit causal rankers tokens out seed device".split()
+    same = "lm target prompts limit causal rankers tokens out seed device dtype".split()
     found = validate_named(**{name: getattr(a, name) for name in same})
     _print(json.dumps(found.to_json()) if a.json else str(found))
+    _say(f"read in {found.settings.get('dtype', 'float32')}")
     return 0
 
 # %% ../nbs/90_cli.ipynb #0e9b95cf

@@ -78,19 +78,22 @@ def ridge_fit(
 ) -> Tensor:                     # (wanted, V) predicted losses
     "Kernel ridge regression over slots; of several correlations the likeliest is taken."
     k, (slot, z, mean, spread) = len(tokens), _in_a_row(losses)
-    X = torch.cat([f[t.to(f.device)] for f, t in zip(features, tokens)])
+    at = torch.cat(list(tokens)).to(features[0].device)
+    X = torch.cat([f[t] for f, t in zip(features, at.split([len(t) for t in tokens]))])
     K = X @ X.T
     if table is not None:
-        T = table[torch.cat(list(tokens)).to(table.device)]
+        T = table[at]
         K = K + (kernel * T @ T.T).to(K)
     shares = [torch.full((k, k), share)] if isinstance(share, float) else share
     alpha, alike = _likeliest(K.cpu().double(), slot, z, shares, level, noise)
-    weights = (alpha * alike)[:, :wanted].to(X)  # (N, wanted) what each known loss says there
+    constant = torch.zeros(k, dtype=z.dtype).index_add_(0, slot, level * alpha[:, 0])
+    ends = torch.stack([mean + spread * constant, spread.expand(k)])
+    sent = torch.cat([alpha * alike, ends])[:, :wanted].to(X)  # all in one copy
+    weights, (offset, scale) = sent[:-2], sent[-2:, :, None]  # weights: what each loss says there
     fit = torch.stack([f @ w for f, w in zip(features, (X.T @ weights).T)])
     if table is not None:
         fit = fit + (table @ (kernel * T.T @ weights.to(T))).T.to(fit)
-    constant = torch.zeros(k, dtype=z.dtype).index_add_(0, slot, level * alpha[:, 0])
-    return (mean + spread * constant)[:wanted, None].to(fit) + spread.to(fit) * fit
+    return offset + scale * fit
 
 # %% ../nbs/53_combined.ipynb #d5f43c52
 def _standard(x: Tensor, over: Tensor) -> Tensor:
@@ -178,15 +181,15 @@ def features(
     "The columns and, where there is one, the centred word table."
     source, allowed, alone = states[0].source, states[0].allowed, self.alone(term, states[0])
     device = source.device if alone is None else alone.device
-    words, over = self.tables.begins(source), allowed.to(device)
+    words, kind = self.tables.begins(source), allowed.cpu().numpy().tobytes()
+    over = self.tables.once((kind, device), (source,), lambda: allowed.to(device))
     begins = self.tables.once(("begins", device), (source,), lambda: words.float().to(device))
     columns, table = [begins], None
     if alone is not None:
         z = _standard(alone, over)
         columns += [z * begins, 0.5 * z * (1 - begins)]
         make = lambda: _unit_rows(self.tables.words(source, term.model), words, allowed)
-        kind = "unit rows", allowed.cpu().numpy().tobytes()
-        table = self.tables.once(kind, (source, term.model), make)
+        table = self.tables.once(("unit rows", kind), (source, term.model), make)
     if self.gradients:
         slopes = self.slopes(term, states, tokens)
         tangent, *adapted = [0.5 * _standard(x.to(device), over) for x in slopes]

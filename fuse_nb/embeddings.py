@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor
 from .checks import check_count, check_number, check_seed, check_text, shown
 from .files import fingerprint_of
+from .precision import print_of
 from .encoders import TextEncoder
 from .inversion import Inversion, Inverter, check_embedding
 from .runlog import RunLog
@@ -108,7 +109,7 @@ def _digest(by: Inverter, *given: object) -> str:
     "What decides a result."
     kept = "similarity fluency price beam candidates swaps steps patience openings".split()
     settings = {k: getattr(by, k) if k != "openings" else list(by.openings) for k in kept}
-    models = [by.encoder.fingerprint, by.lm.fingerprint, type(by.ranker).__name__]
+    models = [print_of(by.encoder), print_of(by.lm), type(by.ranker).__name__]
     return fingerprint_of(settings, models, *given)
 
 # %% ../nbs/89_embeddings.ipynb #ea8b9047

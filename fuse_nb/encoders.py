@@ -14,7 +14,7 @@ from torch import Tensor
 from .checks import check_count, check_text, check_texts
 from .files import fingerprint_of
 from .packages import weights
-from .store import _find, _is_packaged, _load, pick_device
+from .store import _find, _is_packaged, _load, pick_device, send
 from .causal import Model
 
 # %% auto #0
@@ -57,16 +57,16 @@ class Target(Model):
         place = {t: i for i, t in enumerate(dict.fromkeys(texts))}
         seqs = self.tokenize(list(place))
         lengths = [len(s) for s in seqs]
-        parts, order = [], []
-        for batch in batches_by_length(lengths, batch_size):
-            ids, mask = self.pad([seqs[i] for i in batch])
+        batches = batches_by_length(lengths, batch_size)
+        back = torch.tensor([i for batch in batches for i in batch]).argsort()
+        rows = back[torch.tensor([place[t] for t in texts])]
+        padded = [x for batch in batches for x in self.padded([seqs[i] for i in batch])]
+        rows, *sent = send(self.device, rows, *padded)
+        parts = []
+        for batch, ids, mask in zip(batches, sent[::2], sent[1::2]):
             alike = lengths[batch[0]] == lengths[batch[-1]]
             parts.append(f(self.embed(ids), None if alike else mask))
-            order += batch
-        back = torch.empty(len(order), dtype=torch.long)
-        back[torch.tensor(order)] = torch.arange(len(order))
-        rows = back[torch.tensor([place[t] for t in texts])]
-        return torch.cat(parts)[rows.to(self.device)]
+        return torch.cat(parts)[rows]
 
 # %% ../nbs/32_encoders.ipynb #a420f645
 @torch.no_grad()

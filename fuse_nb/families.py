@@ -82,14 +82,6 @@ def crop(self: Past, tokens: int) -> None:
     past = self.first(self.get_seq_length() + tokens)
     self.ids, self.cache = past.ids, past.cache
 
-# %% ../nbs/30_families.ipynb #324e25f7
-def _twin(past: Past) -> Past:
-    "The same memory as another object, a former name."
-    return Past(past.ids, copy_cache(past.cache))
-
-
-_select = Past.select
-
 # %% ../nbs/30_families.ipynb #a1caa488
 @dataclass
 class Family:

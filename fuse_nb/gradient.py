@@ -13,6 +13,7 @@ from torch import Tensor
 from .alignment import Groups, align_index
 from .checks import check_tensor
 from .spelling import check_embeds, checked_ids
+from .store import send
 from .words import WordIndex, whitespace_words, word_index
 
 # %% auto #0
@@ -99,9 +100,9 @@ def pull(
         raise ValueError(f"target_grad must be {expected} for this route, got {(B, m, d)}")
     rows = torch.cat([target_grad.reshape(B * m, d), target_grad.new_zeros(1, d)])
     out = rows.new_zeros(B * route.source_width + 1, adapter.d_source)
-    for pair, positions in route.moves.items():
-        to, at = torch.from_numpy(np.stack(positions)).to(rows.device)  # -1 is the last row
-        back = adapter.pullback(rows[at], pair)  # (N, l, d_source)
+    moves = [torch.from_numpy(np.stack(positions)) for positions in route.moves.values()]
+    for pair, (to, at) in zip(route.moves, send(rows.device, *moves)):
+        back = adapter.pullback(rows[at], pair)  # (N, l, d_source); -1 is the last row
         out.index_add_(0, to.flatten() % len(out), back.flatten(0, 1).to(out.dtype))
     return out[:-1].view(B, route.source_width, -1)
 

@@ -153,7 +153,8 @@ def _text_model(self: ImageTextModel) -> torch.nn.Module:
 @patch
 def _image_features(self: ImageTextModel, images: list[Image.Image]) -> Tensor:
     inputs = self.processor(images=images, return_tensors="pt").to(self.device)
-    inputs = {k: v.to(self.dtype) if v.is_floating_point() else v for k, v in inputs.items()}
+    dtype = next(self.model.vision_model.parameters()).dtype  # a text side may read in another
+    inputs = {k: v.to(dtype) if v.is_floating_point() else v for k, v in inputs.items()}
     return self.model.get_image_features(**inputs).pooler_output
 
 # %% ../nbs/33_images.ipynb #93e16ee1
@@ -314,7 +315,8 @@ class ConSE(ImageTextModel):
     def _classified(self, images: list[Image.Image]) -> Tensor:
         "`(N, 1000)`, from the central 7/8 of the shorter side as 224 x 224 values (x - 127) / 128."
         pixels = torch.from_numpy(np.stack([_central_square(im, 224) for im in images]))
-        x = ((pixels - 127) / 128).permute(0, 3, 1, 2).contiguous().to(self.device, self.dtype)
+        dtype = next(self.classifier.parameters()).dtype
+        x = ((pixels - 127) / 128).permute(0, 3, 1, 2).contiguous().to(self.device, dtype)
         return self.classifier(x).float().softmax(-1)
 
     def _image_features(self, images: list[Image.Image]) -> Tensor:

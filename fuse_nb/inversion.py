@@ -7,6 +7,7 @@ from __future__ import annotations
 import warnings
 import torch
 import torch.nn.functional as F
+from .precision import load_in, pick_dtype
 from .causal import CausalLM
 from .encoders import TextEncoder
 from .attempt import Attempt, Inversion, Inverter, Watched  # noqa: F401
@@ -24,11 +25,12 @@ def invert(
     seconds: float = 120.0,  # that the search may take
     seed: int = 0,           # of everything random
     device: str | None = None,  # of models given by name; None: the best there is
+    dtype: str = "float32",  # the same: float32, bfloat16, float16 or auto
     **options,               # of `Inverter`
 ) -> Inversion:
     "What an embedding gives away, in one call. Raises what `Inverter` raises."
     if isinstance(encoder, str):
-        encoder = TextEncoder.from_pretrained(encoder, device=device)
+        encoder = load_in(TextEncoder, encoder, device, pick_dtype(dtype, device))
     if lm is None or isinstance(lm, str):
-        lm = CausalLM.from_pretrained(lm or "smollm2-135m", device=device)
+        lm = load_in(CausalLM, lm or "smollm2-135m", device, pick_dtype(dtype, device))
     return Inverter(encoder, lm, **options)(embedding, queries, seconds, seed)

@@ -35,6 +35,9 @@ class Books(Protocol):
     def stop(self, why: str) -> None:
         "What a step returns that cannot go on."
 
+    def settle(self) -> None:
+        "Make the best ready to be reported."
+
     def result(self) -> Result:
         "The best so far."
 
@@ -96,6 +99,7 @@ def drive(
             books.stopped = "interrupted"
         except Exception as e:
             _failed(books, e, first, place)
+        books.settle()
         return books.result()
 
 # %% ../nbs/59_loop.ipynb #f0a5be33

@@ -106,10 +106,17 @@ def exact_ids(
     return self.reader.each(seqs, self._mean, tail=self.ids[:-1], keep=len(self.ids))
 
 
+@patch(as_prop=True)
+def labels(self: TargetText) -> Tensor:
+    "`(m,)` tokens of the continuation where the model is, taken there once."
+    make = lambda: torch.tensor(self.ids, device=self.lm.device)
+    return self.lm.remember(("labels", *self.ids), make)
+
+
 @patch
 def _mean(self: TargetText, logits: Tensor) -> Tensor:
     "`(b, m, V)` logits that predict the continuation -> `(b,)` losses."
-    labels = torch.tensor(self.ids, device=logits.device).expand(len(logits), -1)
+    labels = self.labels.expand(len(logits), -1)
     each = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="none")
     return each.view(labels.shape).mean(1)
 
@@ -125,9 +132,9 @@ def losses(self: TargetText, embeds: Tensor, mask: Tensor | None = None) -> Tens
     "`(b, n, d)` prompts, padded at the right -> `(b,)`, differentiable."
     if mask is not None and not mask.all():
         return torch.cat([self.losses(e[m.bool()][None]) for e, m in zip(embeds, mask)])
-    tail = self.lm.embed(self.ids[:-1]).expand(len(embeds), -1, -1)
+    tail = self.lm.embed(self.labels[:-1]).expand(len(embeds), -1, -1)
     embeds = torch.cat([embeds, tail.to(embeds)], 1).to(self.lm.dtype)
-    self.lm._check(embeds.shape[1])
+    self.lm.check_length(embeds.shape[1])
     logits = self.lm._call(last=len(self.ids), inputs_embeds=embeds, use_cache=False).logits
     return self._mean(logits[:, -len(self.ids) :])
 
@@ -140,7 +147,7 @@ def last_logits(
     "Next-token logits after each row's last real token, differentiable, a batch for each length."
     lengths, order, parts = mask.long().sum(1), [], []
     for n in lengths.unique().tolist():
-        lm._check(n)
+        lm.check_length(n)
         rows = (lengths == n).nonzero()[:, 0]
         read = embeds[rows, :n].to(lm.dtype)
         logits = lm._call(last=1, inputs_embeds=read, use_cache=False).logits[:, -1]

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from fastcore.basics import patch
 from .store import PACKAGED, sha256_file
+from .precision import name_of, pick_dtype
 from .autodan import AutoDAN
 from .captioning import Captioner, check_wording, checked_settings
 
@@ -62,6 +63,7 @@ def settings_identity(
     method: str | None = None,
     weights: dict | None = None,
     adapter: str | None = None,
+    dtype: str | None = None,      # `auto` is what it stands for on this machine
     **options,
 ) -> list[str]:
     """What `make_captioner` would make of these settings, without loading a model.
@@ -70,6 +72,9 @@ def settings_identity(
     asked, more = checked_settings(method, weights, **options)
     kept = [model_digest(lm), model_digest(image_model)]
     kept += [f"adapter {model_digest(adapter)}"] if adapter else []
+    place = device if name_of(dtype) == "auto" else "cpu"  # only `auto` asks the device
+    read_in = name_of(pick_dtype(dtype, place))
+    kept += [f"dtype {read_in}"] if read_in != "float32" else []
     told = AutoDAN(**asked).settings(scope=more["scope"], **more["weights"])
     return kept + [f"{k} {v}" for k, v in sorted(told.items())]
 

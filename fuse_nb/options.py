@@ -8,6 +8,7 @@ import argparse
 import re
 from collections.abc import Callable
 from .checks import check_choice, check_count, check_number, check_text
+from .precision import DTYPES
 
 # %% auto #0
 __all__ = ['METRIC_NAMES', 'PICTURE_METRICS', 'RANKER_NAMES', 'METHOD_NAMES', 'SEARCH', 'UsageError', 'OneLineParser', 'whole',
@@ -98,6 +99,7 @@ def add_values(p: argparse.ArgumentParser, *rows: tuple) -> None:
 _MODEL = "packaged name, folder or hub id"
 _SEED = ("--seed", whole(0, 2**32 - 1), "N", "of everything random (default: 0)")
 _DEVICE = ("--device", device_name, "D", "cpu, cuda, cuda:1, mps (default: the best there is)")
+_DTYPE = ("--dtype", one_of(DTYPES), "NAME", "what texts are read in: " + ", ".join(DTYPES))
 _MOODS = one_of(("positive", "negative"))
 _SEARCH = (
     ("--lm", filled, "NAME", f"language model: {_MODEL} (default: smollm2-135m)"),
@@ -112,6 +114,7 @@ _SEARCH = (
     ("--sentiment", _MOODS, "MOOD", "a third term: positive or negative"),
     _SEED,
     _DEVICE,
+    _DTYPE,
 )
 SEARCH = [row[0][2:].replace("-", "_") for row in _SEARCH if row is not _SEED]
 
@@ -133,7 +136,7 @@ def caption_options(q: argparse.ArgumentParser) -> None:
     about = "draw photograph, caption and descent (.png, .svg, .pdf)"
     add_values(q, *_SEARCH, ("--figure", path_name, "FILE", about))
     q.add_argument("--json", action="store_true", help="print the whole result as JSON")
-    q.set_defaults(seed=0)
+    q.set_defaults(seed=0, dtype="auto")
 
 def fit_options(q: argparse.ArgumentParser) -> None:
     "Of `fuse-nb fit`."
@@ -210,6 +213,7 @@ def invert_options(q: argparse.ArgumentParser) -> None:
         ("--seconds", _duration, "S", "that the search may take, a vector (default: 120)"),
         _SEED,
         _DEVICE,
+        _DTYPE,
     )
     q.set_defaults(encoder="minilm", lm="smollm2-135m", queries=5000, seconds=120.0, seed=0)
 
@@ -232,6 +236,7 @@ def validate_options(q: argparse.ArgumentParser) -> None:
         ("--out", path_name, "FILE", "JSON; given again, the run goes on"),
         _SEED,
         _DEVICE,
+        _DTYPE,
     )
     q.add_argument("--causal", action="store_true", help="the target is a language model")
     q.add_argument("--json", action="store_true", help="print the whole result as JSON")

@@ -170,6 +170,6 @@ def _after(self: PrefixReader, depth: int, rows: list, tail: Sequence, keep: int
     ids = [list(r[depth:]) + list(tail) for r in rows]
     if depth:
         return self.lm.extend(self._at(depth), [0] * len(rows), ids, keep=keep)[0]
-    self.lm._check(len(ids[0]))
+    self.lm.check_length(len(ids[0]))
     ids = torch.tensor(ids, device=self.lm.device)
     return self.lm._call(last=keep, input_ids=ids, use_cache=False).logits[:, -keep:]

@@ -67,7 +67,7 @@ def pairs_of(
         raise ValueError(f"prompts must be at least {FEWEST} for an interval, got {len(pairs)}")
     return pairs
 
-
+# %% ../nbs/54_probes.ipynb #2beb54bb
 def goal_losses(
     target: object,   # the model that reads
     goals: Sequence,  # sentences, or losses of this model
@@ -80,8 +80,9 @@ def goal_losses(
                 raise ValueError(f"goals[{k}] is a loss of another model than the target")
             losses.append(goal)
             continue
-        room, n = target.max_length, len(target.tokenize([check_text(f"goals[{k}]", goal)])[0])
-        if not goal.strip() or n >= room:
+        spelled = target.tokenizer(check_text(f"goals[{k}]", goal), verbose=False)["input_ids"]
+        room, n = target.max_length, len(spelled)
+        if not goal.strip() or n > room:
             told = "is empty" if not goal.strip() else f"has {n} tokens, the model reads {room}"
             raise ValueError(f"goals[{k}] {told}: give a short sentence")
         if not hasattr(target, "text") and not isinstance(target, CausalLM):

@@ -7,10 +7,12 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 import torch
 from fastcore.basics import patch
 from torch import Tensor
 from .checks import check_seed, check_text, shown
+from .precision import half_of
 from .tokens import allowed_tokens, decoded, given_tokens, inside, survivors
 from .losses import Fluency
 from .objective import Objective, Values, in_halves
@@ -42,6 +44,8 @@ class Ledger:
         self.of = dict(prefix=prefix or "", suffix=suffix or "", objective=objective.identity())
         if chat is not None:
             self.of["chat"] = chat
+        if half := half_of(self.source, *(t.model for t in objective.terms)):
+            self.of["dtype"] = half  # which the reader of a result must know
         self.best = None     # (loss, ids, text, terms)
         self.trace, self.known = [], {}  # known: a row's loss and terms
         self.evaluations = self.dropped = self.lost = 0
@@ -55,7 +59,7 @@ def go_on(self: Ledger, resume: Result) -> None:
     "Take over the books of an earlier search. Raises `ValueError` if it was another one."
     if not isinstance(resume, Result):
         raise TypeError(f"resume must be a Result, got {shown(resume)}")
-    for name in ("prefix", "suffix", "chat", "objective"):
+    for name in ("prefix", "suffix", "chat", "dtype", "objective"):
         was, now = resume.settings.get(name, self.of.get(name)), self.of.get(name)
         if was != now or name == "chat" and name not in resume.settings and now is not None:
             raise ValueError(f"resume: that run had the {name} {was!r}, this one has {now!r}")
@@ -187,6 +191,19 @@ def result(self: Ledger) -> Result:
     seconds = time.perf_counter() - self.began
     counts = (seconds, self.evaluations, self.dropped, self.stopped)
     return Result(text, ids, loss, terms, self.trace, *counts, settings)
+
+# %% ../nbs/60_search.ipynb #f9e615dc
+@patch
+def settle(self: Ledger) -> None:
+    "In bfloat16 or float16: the best text's objective, read whole and alone."
+    if self.best is None or "dtype" not in self.of:
+        return
+    with suppress(RuntimeError, MemoryError, FloatingPointError):
+        _, ids, text, _ = self.best
+        for t in self.objective.terms:  # they remember what was read in a batch
+            t.forget(self.objective.texts([t.read_tokens(ids, self.start, self.end)]))
+        loss, terms = self.objective([ids], self.start, end=self.end)[0]
+        self.best = (loss, ids, text, terms)
 
 # %% ../nbs/60_search.ipynb #3d6d28ff
 @patch

@@ -11,6 +11,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 from .checks import check_tensor, shown
+from .store import send
 from .causal import CausalLM
 from .tokens import decoded
 from .gradient import pull, route
@@ -141,15 +142,16 @@ def _map_of(term, source: CausalLM):
 def _one_pass(term, prefix: str, rows: list, at: np.ndarray, adapter) -> tuple:
     "Losses (b,), gradients at the slots (b, d_source) or None, and at their words (b, d_target)."
     path = route(adapter, rows, prefix, term.suffix)
-    ids, mask = term.model.pad(path.target_ids)
+    word, slots = path.word_of(at), torch.from_numpy(at)  # (b, m): the tokens of the slot's word
+    batch = term.model.padded(path.target_ids)
+    ids, mask, word, slots = send(term.model.device, *batch, word, slots)
     leaf = term.model.embed(ids).detach().requires_grad_()
     losses = term.loss.losses(leaf, mask)
     grad = torch.autograd.grad(losses.sum(), leaf)[0]
-    word = path.word_of(at).to(grad)  # (b, m): 1 at the target tokens of the slot's word
     target, source = (grad * word[..., None]).sum(1).float(), None
     if not isinstance(adapter, _Unmapped):
-        slots = torch.from_numpy(np.stack([np.arange(len(at)), at])).to(grad.device)
-        source = pull(adapter, path, grad)[slots[0], slots[1]].float()
+        every = torch.arange(len(at), device=grad.device)
+        source = pull(adapter, path, grad)[every, slots].float()
     return losses.detach().float(), source, target
 
 # %% ../nbs/49_slots.ipynb #82cf3a28

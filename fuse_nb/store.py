@@ -17,12 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from .checks import one_line, shown
 from fuse_nb.files import (                                         # the front door to files
-    _plain as _plain,
     cache_dir as cache_dir,
     cached as cached,
     data_file as data_file,
     fingerprint_of as fingerprint_of,
-    json_text as json_text,
     log as log,
     sha256_file as sha256_file,
     sweep as sweep,
@@ -33,11 +31,10 @@ from fuse_nb.files import (                                         # the front 
 )
 
 # %% auto #0
-__all__ = ['pick_device', 'check_model']
+__all__ = ['pick_device', 'send', 'check_model']
 
 # %% ../nbs/06_store.ipynb #5b6598ad
-from .packages import _LITE0 as _LITE0, _MINILM as _MINILM   # and to packages
-from fuse_nb.packages import (
+from fuse_nb.packages import (                                      # and to packages
     PACKAGED as PACKAGED,
     Package as Package,
     _files as _files,
@@ -48,9 +45,6 @@ from fuse_nb.packages import (
 
 if TYPE_CHECKING:
     import torch
-
-# %% ../nbs/06_store.ipynb #9050b023
-_one_line, _write_folder = one_line, write_folder   # former names, still used elsewhere
 
 # %% ../nbs/06_store.ipynb #30bce65c
 def pick_device(
@@ -75,6 +69,20 @@ def pick_device(
             return wanted
     named = repr(str(device)) if isinstance(device, (str, torch.device)) else shown(device)
     raise ValueError(f"device {named} is not there; this machine has {', '.join(there)}")
+
+# %% ../nbs/06_store.ipynb #e0762ab8
+def send(
+    device: torch.device,   # where to
+    *parts: torch.Tensor,   # whole numbers or truth values, of any shapes
+) -> list[torch.Tensor]:    # int64 there, of the same shapes
+    "Small tensors of the host, taken to a device in one copy. Those that lie on one go one by one."
+    import torch
+
+    if not parts or any(p.device.type != "cpu" for p in parts):
+        return [p.long().to(device) for p in parts]
+    row = torch.cat([p.flatten().long() for p in parts]).to(device)
+    cut = row.split([p.numel() for p in parts])
+    return [x.view(p.shape) for x, p in zip(cut, parts)]
 
 # %% ../nbs/06_store.ipynb #af5111ac
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from .checks import check_count, check_number, check_text
 from .store import cached, log
+from .precision import half_of
 from .causal import CausalLM
 from .tokens import token_strings, _key
 
@@ -152,7 +153,7 @@ def word_table(
 
     try:
         kept = cached(
-            f"tables/words-{_key(source, target, frame)}",
+            f"tables/words-{_key(source, target, frame + half_of(target))}",
             lambda folder: _checked(load_file(folder / "words.safetensors"), read, texts),
             make,
             lambda x, folder: save_file(x, folder / "words.safetensors"),

@@ -66,6 +66,14 @@ def allowed_tokens(
     return torch.tensor([i not in special and _printable(s, ascii) for i, s in enumerate(strings)])
 
 # %% ../nbs/34_tokens.ipynb #f17f46c0
+def _spells_plainly(tokenizer: object) -> bool:
+    "Whether what it decodes is what its fast backend decodes, nothing of its own added."
+    from transformers import PreTrainedTokenizerFast as Fast
+
+    names = ("decode", "_decode", "batch_decode")
+    return all(getattr(type(tokenizer), n, None) is getattr(Fast, n) for n in names)
+
+
 def decoded(
     source: CausalLM,               # whose tokens
     rows: Sequence[Sequence[int]],  # N lists of token ids
@@ -76,6 +84,8 @@ def decoded(
     bare = [r[len(bos) :] if r[: len(bos)] == bos else r for r in bare]
     if not bare:
         return []
+    if _spells_plainly(source.tokenizer):  # in one call, where Python looks at no token
+        return source.tokenizer.backend_tokenizer.decode_batch(bare, skip_special_tokens=False)
     return source.tokenizer.batch_decode(
         bare, skip_special_tokens=False, clean_up_tokenization_spaces=False
     )

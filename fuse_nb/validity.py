@@ -16,6 +16,7 @@ from .checks import some
 from .agreement import FEWEST_TOKENS, WHERE, Validity, agreement, rows_from
 from .answers import told_apart
 from .files import fingerprint_of, write_json
+from .precision import half_of, load_in, pick_dtype
 from .causal import CausalLM
 from .tokens import allowed_tokens
 from .tables import Tables
@@ -267,6 +268,8 @@ def run(
             record.add(f"{k} {w}", found)
     rows = rows_from(record.slots, entries, self.seed)
     settings = dict(prompts=len(self.prompts), tokens=self.tokens, seed=self.seed, tried=tried)
+    if half := half_of(self.source, self.target):
+        settings["dtype"] = half
     return Validity(self.source.name, self.target.name, rows, settings, missing)
 
 # %% ../nbs/55_validity.ipynb #9beca40f
@@ -279,6 +282,7 @@ def validate_named(
     rankers: Sequence[str] | None = None,
     out: str | None = None,
     device: str | None = None,
+    dtype: str | None = None,     # None: float32; as for `pick_dtype`
     **options,                    # of `validate`: tokens, seed
 ) -> Validity:
     "`validate` on two models by name. Raises `ValueError` or `OSError` as it does."
@@ -291,9 +295,10 @@ def validate_named(
     _check_folder(out)
     entry = PACKAGED.get(target)
     causal = causal or entry is not None and "language" in entry.kind
-    source = CausalLM.from_pretrained(lm, device=device)
+    read_in = pick_dtype(dtype, device)
+    source = load_in(CausalLM, lm, device, read_in)
     kind = CausalLM if causal else TextEncoder
-    model = source if target == lm else kind.from_pretrained(target, device=device)
+    model = source if target == lm else load_in(kind, target, device, read_in)
     return validate(source, model, None, rankers, asked, goals, out=out, **options)
 
 

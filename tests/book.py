@@ -19,7 +19,7 @@ PARTS = {"0": "Tools", "1": "Algebra", "2": "Words", "3": "Models", "4": "The ad
          "6": "Search", "7": "Applications", "8": "Measuring", "9": "The command"}
 
 CONF = """
-project, author, release = "fuse_nb", "The fuse_nb authors", {version!r}
+project, author, copyright, release = "fuse_nb", "The fuse_nb authors", "2026, The fuse_nb authors", {version!r}
 extensions = ["myst_nb", "sphinx_copybutton", "sphinx.ext.mathjax"]
 html_theme, html_title = "furo", "FUSE, a literate reproduction"
 html_static_path, html_css_files = ["_static"], ["book.css"]
@@ -36,9 +36,12 @@ copybutton_selector = "div.cell_input pre"
 CSS = """
 body { --font-stack: "Source Serif 4", Charter, Georgia, serif; }
 .tag_library div.cell_input { border-left: 3px solid #0072B2; }
-div.cell_input pre { font-size: 0.82rem; }
+div.cell_input pre, div.cell_output pre { font-size: 0.78rem; }
+@media (min-width: 82em) { .content { width: 50em; } }    /* a line of 100 characters is seen whole */
 div.cell_output pre, div.cell_input pre { overflow-x: auto; }
 table { display: block; overflow-x: auto; max-width: 100%; }
+details.hint { margin: 1em 0; padding: 0.5em 1em; border-left: 3px solid #CC79A7; background: var(--color-background-secondary); }
+details.hint summary { cursor: pointer; font-weight: bold; }
 .library { font-size: 0.8rem; color: var(--color-foreground-muted); }
 img { max-width: 100%; height: auto; background: white; }
 body[data-theme="dark"] img { filter: brightness(0.85); border-radius: 4px; }
@@ -49,7 +52,9 @@ mjx-container[display="true"] { padding-bottom: 0.3em; }
   div.cell_input pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: 0.75rem; }
   code.literal { overflow-wrap: anywhere; white-space: normal; }
   td code.literal { overflow-wrap: normal; }
+  td:nth-child(n+4):last-child { min-width: 14em; }
 }
+@media (min-width: 601px) { td:first-child:not(:has(a, code)) { min-width: 5em; } }
 """
 
 
@@ -69,8 +74,8 @@ def is_patch(source, name):
 
 
 def dropdown(text):
-    "Hints as a box that opens, which may hold formulas; plain HTML may not."
-    return HINT.sub(lambda m: f"\n:::{{admonition}} {m[1]}\n:class: dropdown\n{m[2]}\n:::\n", text)
+    "Hints that are closed until asked for. Blank lines let formulas be read inside."
+    return HINT.sub(lambda m: f'\n<details class="hint"><summary>{m[1]}</summary>\n\n{m[2]}\n\n</details>\n', text)
 
 
 def markdown(source): return dict(cell_type="markdown", metadata={}, source=source)

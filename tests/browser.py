@@ -30,6 +30,7 @@ SEEN = """new Promise(done => {
 
 class Browser:
     def __init__(self, profile):
+        (Path(profile)/"DevToolsActivePort").unlink(missing_ok=True)       # an earlier browser's
         self.process = subprocess.Popen([CHROMIUM, *FLAGS, f"--user-data-dir={profile}", "about:blank"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         port = Path(profile)/"DevToolsActivePort"
         until = time.monotonic() + 60

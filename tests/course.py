@@ -44,7 +44,7 @@ def go_on(number, cells):
 
 
 def slides(notebook):
-    "A page that scrolls from claim to claim: title, each section's first thought, its figures, the summary."
+    "A page that scrolls from claim to claim: title, each section's first thought, its figures or else its first lines of code, the summary."
     from markdown_it import MarkdownIt
     render, parts = MarkdownIt("commonmark", dict(html=False)).enable("table"), []
     for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
@@ -52,10 +52,25 @@ def slides(notebook):
         if cell["cell_type"] == "markdown":
             for section in re.split(r"(?=^#{1,2} )", text(cell), flags=re.M):
                 if re.match(r"## Exercises", section): return page(notebook, parts)
-                if re.match(r"#{1,2} ", section): parts.append(shown(render, section))
-        for output in cell.get("outputs", []):
-            if png := output.get("data", {}).get("image/png"): parts[-1] += f'<img src="data:image/png;base64,{"".join(png).strip()}" alt="">'
+                if re.match(r"#{1,2} ", section): parts.append(dict(says=shown(render, section), figures="", code=""))
+            continue
+        for output in cell["outputs"]:
+            if png := output.get("data", {}).get("image/png"): parts[-1]["figures"] += f'<img src="data:image/png;base64,{"".join(png).strip()}" alt="">'
+        if len(parts) > 1: parts[-1]["code"] = parts[-1]["code"] or code(cell)                             # the title has none
     return page(notebook, parts)
+
+
+def code(cell, most=20):
+    "A cell short enough for a slide, and what it printed; nothing for imports, figures and long ones."
+    lines = [line for line in text(cell).splitlines() if not line.startswith(("#|", "%"))]
+    if len(lines) > most or not any(lines) or any("claim(" in line or "new_figure(" in line for line in lines): return ""
+    if all(line.startswith(("import ", "from ", "    ", ")")) or not line for line in lines): return ""
+    from pygments import highlight
+    from pygments.formatters import HtmlFormatter
+    from pygments.lexers import PythonLexer
+    said = "".join("".join(o.get("text", o.get("data", {}).get("text/plain", ""))) for o in cell["outputs"])
+    said = "".join(line + "\n" for line in said.splitlines()[:8])
+    return highlight("\n".join(lines), PythonLexer(), HtmlFormatter(noclasses=True, nobackground=True)) + (f"<pre class=said>{html.escape(said)}</pre>" if said else "")
 
 
 def shown(render, section):
@@ -74,10 +89,10 @@ def shown(render, section):
 
 def page(notebook, parts):
     style = ("body{margin:0;font:1.5rem/1.45 Georgia,serif;scroll-snap-type:y mandatory}section{min-height:100vh;box-sizing:border-box;padding:4vh 8vw;scroll-snap-align:start;border-bottom:1px solid #ddd}"
-             "h1,h2{font-size:1.5em;color:#0072B2}img{display:block;max-width:100%;max-height:60vh;margin:1em auto}code{font-size:.85em}table{border-collapse:collapse;font-size:.7em}td,th{border:1px solid #ccc;padding:.2em .5em}"
+             "h1,h2{font-size:1.5em;color:#0072B2}img{display:block;max-width:100%;max-height:60vh;margin:1em auto}code{font-size:.85em}pre{font-size:.62em;line-height:1.35;overflow-x:auto;background:#f6f6f6;padding:.6em 1em}pre.said{background:none;margin-top:-.5em}mjx-container{max-width:100%;overflow-x:auto;overflow-y:hidden}table{border-collapse:collapse;font-size:.7em}td,th{border:1px solid #ccc;padding:.2em .5em}"
              "@media(max-width:600px){body{font-size:1rem}table{display:block;overflow-x:auto}}")
     mathjax = "<script>MathJax={tex:{inlineMath:[['$','$']]}}</script><script src='tex-svg.js'></script>"
-    sections = "\n".join(f"<section>{p}</section>" for p in parts)
+    sections = "\n".join(f"<section>{p['says']}{p['figures'] or p['code']}</section>" for p in parts)
     return (f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'><title>{notebook.stem}</title>"
             f"<style>{style}</style>{mathjax}<body>{sections}</body></html>")
 

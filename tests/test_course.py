@@ -132,6 +132,16 @@ def test_no_slide_is_a_heading_alone(kit):
         assert re.findall(r"<section>\s*<h[12]>[^<]*</h[12]>\s*</section>", page) == [], path.stem
 
 
+def test_a_slide_shows_a_figure_or_else_code(kit):
+    "And neither imports nor the cells that draw."
+    sections = {path.stem: (kit/"slides"/f"{path.stem}.html").read_text(encoding="utf-8").split("<section>")[1:] for path in course.lessons()}
+    assert all("new_figure(" not in s and not ("<img " in s and "<pre style" in s) for parts in sections.values() for s in parts)
+    naive = next(s for s in sections["40_adapter"] if "The naive code" in s)
+    assert "naive_fit" in re.sub("<[^>]*>", "", naive)
+    bare = sum("<img " not in s and "<pre" not in s for parts in sections.values() for s in parts)
+    assert bare < 0.45 * sum(map(len, sections.values()))
+
+
 def test_slides_hold_every_figure_and_ask_no_other_host(kit):
     for path in course.lessons():
         page = (kit/"slides"/f"{path.stem}.html").read_text(encoding="utf-8")
