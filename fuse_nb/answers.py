@@ -28,6 +28,15 @@ def as_losses(
         raise ValueError(f"{said} must have shape ({n},), one loss for each, got {shape}")
     return values.float()
 
+# %% ../nbs/36_answers.ipynb #2674abcd
+_NO_ROOM = ("out of memory", "can't allocate memory", "not enough memory")  # MPS; Linux; Windows
+
+
+def _lacks_room(error: Exception) -> bool:
+    "Whether an error says that the memory is too small."
+    kind = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return kind or any(words in str(error).lower() for words in _NO_ROOM)
+
 # %% ../nbs/36_answers.ipynb #0b7fec70
 def in_halves(
     f: Callable,     # takes some of the rows
@@ -36,8 +45,8 @@ def in_halves(
     "`f(rows)` in one piece, or in halves, quarters, ... where a piece does not fit the memory."
     try:
         return [f(rows)]
-    except (torch.OutOfMemoryError, RuntimeError) as error:
-        if "out of memory" not in str(error).lower() or len(rows) <= 1:
+    except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
+        if not _lacks_room(error) or len(rows) <= 1:
             raise
     half = len(rows) // 2
     return in_halves(f, rows[:half]) + in_halves(f, rows[half:])

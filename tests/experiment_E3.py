@@ -1,12 +1,15 @@
 """E3, scaling: what fit, store and apply cost in seconds and bytes, against a model of cost; what compression and short classes cost in validity. -> data/e3_scaling.json
 
-    python tests/experiment_E3.py [--short] [--only fit,memory,apply,store,processes,bytes,limit] [--out FILE]
+    python tests/experiment_E3.py [--short] [--only fit,memory,growth,apply,store,bytes,limit,again,processes] [--out FILE]
 
-Seconds are of the process (`time.process_time`), one thread, but for `processes`, which are of the clock. The constants of the model of cost come from the calibration
+Seconds are of the process (`time.process_time`), one thread, the quickest of several; but `processes`, which has to be asked for, takes those of the clock: it
+wants an idle machine. The constants of the model of cost come from the calibration
 settings alone; the errors are those of the held-out settings. Every part is written when it is done; a run that is started again keeps what is there.
 """
-import gc, json, os, random, statistics, subprocess, sys, time
+import gc, json, os, random, statistics, subprocess, sys, tempfile, time
+from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -16,9 +19,10 @@ import torch
 from experiment_E4 import TEXTS, causal, encoder, kept, model_of, options, quiet_fit, summary, swaps
 from fuse_nb import FuseAdapter, ridge
 from fuse_nb.gram import GramAccumulator
-from fuse_nb.ridge import Plan
+from fuse_nb.ridge import Plan, parts
 from fuse_nb.spelling import spell
 from fuse_nb.store import write_json
+from fuse_nb.validity import Shuffled
 from fuse_nb.words import word_ids, word_list
 from machine import ADAPTER
 
@@ -73,8 +77,11 @@ def work_of_apply(l, n, d, e):
     return dict(products=2*n*d*e*(r + 4*c), tubes=4.0*n*l*(d + e))
 
 
-def fitted(rows, held, keys):
-    "Constants >= 0 by least squares of relative errors over `rows`; medians and worst of the relative errors over `held`."
+def errors_of(errors): return dict(n=len(errors), median=round(statistics.median(errors), 4), worst=round(max(errors), 4)) if errors else None
+
+
+def fitted(rows, keys):
+    "Constants >= 0 by least squares of relative errors over `rows`, and the model with them."
     from scipy.optimize import nnls
     seconds = np.array([r["seconds"] for r in rows])
     A = np.array([[r["work"].get(k, 0.0) for k in keys] + [1.0] for r in rows])
@@ -113,8 +120,8 @@ class Watch:
         for owner, name, f in self.saved: setattr(owner, name, f)
 
 
-def one_fit(d, e, longest, n, repeats=3):
-    "Medians of a few fits, call by call, and the model's reading of the work; what lies between the calls is 'rest'."
+def one_fit(d, e, longest, n, repeats=2):
+    "The quickest of a few fits, call by call, and the model's reading of the work; what lies between the calls is 'rest'."
     source, target = pair_of(d, e)
     words, runs = spelled(n), []
     for _ in range(repeats):
@@ -123,7 +130,7 @@ def one_fit(d, e, longest, n, repeats=3):
             a = quiet_fit(source, target, words, max_tokens=longest)
             total = time.process_time() - start
         runs.append([*w.calls, dict(stage="rest", seconds=total - sum(c["seconds"] for c in w.calls), work=work_of_rest(words, d, e, longest, n))])
-    calls = [same[0] | dict(seconds=statistics.median(c["seconds"] for c in same)) for same in zip(*runs)]
+    calls = [same[0] | dict(seconds=min(c["seconds"] for c in same)) for same in zip(*runs)]
     return dict(seconds=sum(c["seconds"] for c in calls), calls=calls, pairs=len(a.pairs), bytes=a.nbytes, expected_bytes=expected_bytes(a, d, e))
 
 
@@ -147,7 +154,7 @@ def fit_costs(short, keep):
         for s in settings:
             key = f"{group}: {s}"
             if key in rows: continue
-            rows[key] = dict(group=group, setting=s) | one_fit(*s, repeats=1 if short else 3)
+            rows[key] = dict(group=group, setting=s) | one_fit(*s, repeats=1 if short else 2)
             print(key, round(rows[key]["seconds"], 2), {k: round(sum(c["seconds"] for c in rows[key]["calls"] if c["stage"] == k), 2) for k in KEYS}, flush=True)
             yield dict(fits=rows)
 
@@ -156,7 +163,7 @@ def explain(fits):
     "The constants from the calibration fits; every fit predicted with them, whole and by stage."
     calls = lambda group, stage: [c for f in fits.values() if f["group"] == group for c in f["calls"] if c["stage"] == stage and c["seconds"] > 0.002]
     constants, predict = {}, {}
-    for stage, keys in KEYS.items(): constants[stage], predict[stage] = fitted(calls("calibrate", stage), None, keys)
+    for stage, keys in KEYS.items(): constants[stage], predict[stage] = fitted(calls("calibrate", stage), keys)
     rows = []
     for f in fits.values():
         by = {k: [sum(c["seconds"] for c in f["calls"] if c["stage"] == k), sum(predict[k](c) for c in f["calls"] if c["stage"] == k)] for k in KEYS}
@@ -164,60 +171,129 @@ def explain(fits):
         rows.append(dict(group=f["group"], setting=f["setting"], measured=round(f["seconds"], 3), predicted=round(told, 3), error=round(told/f["seconds"] - 1, 4), stages={k: [round(v, 3) for v in x] for k, x in by.items()},
                          bytes=f["bytes"], expected_bytes=f["expected_bytes"], pairs=f["pairs"]))
     errors = [abs(r["error"]) for r in rows if r["group"] == "held out"]
-    return dict(constants={k: {n: float(f"{v:.3g}") for n, v in x.items()} for k, x in constants.items()}, rows=rows, held_out=dict(n=len(errors), median=round(statistics.median(errors), 4), worst=round(max(errors), 4)))
+    return dict(constants={k: {n: float(f"{v:.3g}") for n, v in x.items()} for k, x in constants.items()}, rows=rows, held_out=errors_of(errors))
+
+
+def growth(short):
+    "Process seconds of spelling n words; of the same fit with tables of more tokens, none of which a word uses."
+    words, rows = word_list(40_000)[0], []
+    spelled(1000)                                                  # the models are loaded
+    for n in (5000, 10_000, 20_000, 40_000)[:2 if short else 4]:
+        start = time.process_time(); spell(causal("smollm2"), encoder(), words[:n])
+        rows.append(dict(what="spelling", words=n, seconds=round(time.process_time() - start, 3)))
+    source, target = pair_of(256, 256)
+    for times in (1, 2, 5):
+        source.embedding_table = table(len(causal("smollm2").embedding_table)*times, 256, 0)
+        seconds = quickest(lambda: quiet_fit(source, target, spelled(5000), max_tokens=2), 3)
+        rows.append(dict(what="fit", vocabulary=len(source.embedding_table), seconds=round(seconds, 3)))
+    print(rows, flush=True)
+    return dict(rows=rows)
 
 
 # ---- memory: a fresh process each, whose freed blocks go back to the system at once
 
 def peak_of(f):
-    "Megabytes by which the highest resident memory during f exceeds that before it."
+    "Bytes by which the highest resident memory during f exceeds that before it; and what f returns."
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")
-    read = lambda key: next(int(line.split()[1])/1024 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
+    read = lambda key: next(int(line.split()[1])*1024 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
     before = read("VmRSS")
     kept = f()
     return read("VmHWM") - before, kept
 
 
 def memory_child(d, e, longest, n):
+    "Peaks of fit, save, load and of a pullback, beyond what imports, tables and spelled words hold; and what they were counted to need."
+    words, tokens = spelled(n), 1024
+    warm = quiet_fit(*pair_of(8, 8), spelled(1000), max_tokens=2)   # libraries that load at first use
     source, target = pair_of(d, e)
-    words = spelled(n)
-    quiet_fit(*pair_of(8, 8), spelled(1000), max_tokens=1)         # libraries that load at first use
-    peak, a = peak_of(lambda: quiet_fit(source, target, words, max_tokens=longest))
-    own = {l: sum(max(p) == l for p in a.pairs) for l in a.tensors}
-    print(json.dumps(dict(peak=peak, own=own)))
+    peaks, counted = {}, dict(fit=counted_fit(words, d, e, longest))
+    with tempfile.TemporaryDirectory() as folder:
+        warm.save_pretrained(folder); FuseAdapter.from_pretrained(folder); warm.pullback(torch.randn(4, 2, 8))
+        peaks["fit"], a = peak_of(lambda: quiet_fit(source, target, words, max_tokens=longest))
+        peaks["save"], _ = peak_of(lambda: a.save_pretrained(folder))
+        peaks["load"], b = peak_of(lambda: FuseAdapter.from_pretrained(folder))
+    l = max(b.tensors)
+    g = torch.randn(tokens, l, e)
+    peaks["pullback"], _ = peak_of(lambda: b.pullback(g))
+    counted |= dict(load=dict(bytes=a.nbytes + 5*d*e*l, what="the tensors, and the longest in the making of a mask of what is finite"), pullback=counted_pullback(l, tokens, d, e))
+    print(json.dumps(dict(peaks=peaks, counted=counted, stored=a.nbytes)))
 
 
-def memory_model(d, e, longest, own):
-    "Megabytes: while class l is chosen its sums (of the class and of each pair with a tensor of its own, for the fit and for the ridge), two complex copies, and the tensors that are done."
-    def at(l):
-        sums, done = 8*l*(d*d + d*e), 4*d*e*sum(k*(1 + own.get(str(k), own.get(k, 0))) for k in range(1, l))
-        return dict(sums=sums*2*(1 + own.get(str(l), own.get(l, 0))), copies=2*sums, done=done, chunk=4*4096*l*(d + e)*3)
-    return max((at(l) for l in range(1, longest + 1)), key=lambda x: sum(x.values()))
+def counted_pullback(l, n, d, e):
+    "The tensor's spectrum as blocks of real numbers, in float32; the tubes' spectrum, the products, their stack, and the tubes that come back."
+    r, c = real_and_complex(l)
+    return dict(bytes=4*(r + 4*c)*d*e + 4*n*l*(e + 3*d), what=f"l = {l}")
+
+
+def counted_fit(words, d, e, longest, chunk=4096):
+    """Bytes that a fit holds at its fullest moment, and which that is: from the words' counts, the widths and the longest class alone.
+
+    Sums are float64: for every class, and for every pair with words enough for a tensor of its own, one over the words to fit on and one over those that choose the ridge. To them comes what is at work:
+    - adding words: tubes and their spectrum, of a chunk in float32, and its Gram and cross matrices;
+    - choosing: matrices of complex frequencies from both sums; of one frequency, its eigenvectors, LAPACK's room and products, in single precision beyond 256 dimensions; for a pair, the tensor that it shrinks to;
+    - solving: Gram matrices with the ridge, their factors, the solution, and copies of the larger group.
+    """
+    part, found, done, class_of = parts(len(words.words), 0.1, 0), [], 0, max
+    for l in range(1, longest + 1):
+        groups = {ab: g for ab, g in words.groups.items() if class_of(ab) == l and (part[g[0]] < 2).any()}
+        if not groups: continue
+        count = lambda gs, p: [int((part[g[0]] == p).sum()) for g in gs]
+        own = [ab for ab in groups if l > 1 and count([groups[ab]], 0)[0] >= d]
+        r, c = real_and_complex(l)
+        both, gram, cross = d*d + d*e, d*d, d*e
+        sums, tensor, size = 8*l*both, 8*l*cross, 8 if c == 0 else 16
+        low = size//2 if d > 256 else size                                 # a number, while eigenvectors are sought
+        rest = [g for ab, g in groups.items() if ab not in own]
+        calls = [count([groups[ab]], p) for ab in own for p in (0, 1)] + [count(rest, p) for p in (0, 1)]
+        for k, sizes in enumerate(calls):                                  # words to add, one after the other
+            n = min(chunk, max(sizes, default=0))
+            adding = 2*4*l*n*(d + e) + 4*l*both + 8*max(r, c)*gram
+            found.append((done + (k + 1)*sums + adding, f"l = {l}, adding words"))
+        live = done + len(calls)*sums
+        copied = 16*c*both                                                 # complex numbers from two real parts
+        eigen = low*(2*both + 5*gram)
+        found.append((live + 2*copied + eigen, f"l = {l}, choosing the ridge"))
+        solving = copied + 16*l*gram + tensor + max(8*r, 16*c)*both
+        found.append((live + solving, f"l = {l}, solving"))
+        if own:
+            prior = tensor + 16*c*cross + 3*size*cross
+            found.append((live + tensor + 2*copied + eigen + prior, f"l = {l}, choosing a pair's ridge"))
+            shrinking = copied + 4*tensor + 16*c*cross + 2*size*gram
+            found.append((live + len(own)*tensor + shrinking, f"l = {l}, solving for a pair"))
+        done += tensor//2*(1 + len(own))
+    return dict(zip(("bytes", "what"), max(found)))
 
 
 def memory_costs(short, keep):
+    "Peaks against what was counted: factor and fixed part by least squares of relative errors on the calibration settings."
     rows = keep.get("memory", {}).get("rows", {})
-    settings = [("calibrate", s) for s in (CALIBRATE[:2] if short else [CALIBRATE[k] for k in (1, 3, 4, 5, 6, 9)])] + [("held out", s) for s in (HELD_OUT[:1] if short else HELD_OUT[:6])]
+    settings = [("calibrate", s) for s in (CALIBRATE[:2] if short else [CALIBRATE[k] for k in (1, 3, 4, 5, 6, 9)])] + [("held out", s) for s in HELD_OUT[:1 if short else None]]
     for group, s in settings:
         if str(s) in rows: continue
         environment = os.environ | dict(MALLOC_MMAP_THRESHOLD_="65536", MALLOC_TRIM_THRESHOLD_="65536")
-        said = subprocess.run([sys.executable, __file__, "--memory-of", json.dumps(s)], capture_output=True, text=True, env=environment, check=True).stdout
-        rows[str(s)] = dict(group=group, setting=s) | json.loads(said.splitlines()[-1])
-        print(s, rows[str(s)], flush=True)
+        rows[str(s)] = dict(group=group, setting=s) | peaks_of(s, environment)
+        if s in HELD_OUT[::3]: rows[str(s)]["usual_fit"] = peaks_of(s, os.environ)["peaks"]["fit"]     # the allocator as it is
+        print(s, {k: [round(rows[str(s)]["peaks"][k]/2**20, 1), round(v["bytes"]/2**20, 1)] for k, v in rows[str(s)]["counted"].items()}, flush=True)
         yield dict(memory=dict(rows=rows))
-    from scipy.optimize import nnls
-    model = {k: memory_model(*r["setting"][:3], r["own"]) for k, r in rows.items()}
-    parts = ("sums", "copies", "done", "chunk")
-    mine = [k for k, r in rows.items() if r["group"] == "calibrate"]
-    A = np.array([[model[k][p]/2**20 for p in parts] + [1.0] for k in mine])
-    y = np.array([rows[k]["peak"] for k in mine])
-    x = nnls(A/y[:, None], np.ones(len(y)))[0]
-    for k, r in rows.items():
-        told = float(np.dot([model[k][p]/2**20 for p in parts] + [1.0], x))
-        r |= dict(predicted=round(told, 1), error=round(told/r["peak"] - 1, 4), parts={p: round(model[k][p]/2**20, 1) for p in parts})
-    errors = [abs(r["error"]) for r in rows.values() if r["group"] == "held out"]
-    yield dict(memory=dict(rows=rows, constants=dict(zip([*parts, "fixed"], np.round(x, 3).tolist())), held_out=dict(n=len(errors), median=round(statistics.median(errors), 4), worst=round(max(errors), 4))))
+    yield dict(memory=dict(rows=rows, **{what: explained(rows.values(), what) for what in ("fit", "load", "pullback")}))
+
+
+def peaks_of(setting, environment):
+    said = subprocess.run([sys.executable, __file__, "--memory-of", json.dumps(setting)], capture_output=True, text=True, env=environment)
+    assert said.returncode == 0, said.stderr
+    return json.loads(said.stdout.splitlines()[-1])
+
+
+def explained(rows, what):
+    "Factor and fixed part for one call; errors of what they say of the held-out settings, and of the count by itself."
+    told = [dict(group=r["group"], seconds=r["peaks"][what], work=dict(counted=float(r["counted"][what]["bytes"]))) for r in rows]
+    constants, predict = fitted([r for r in told if r["group"] == "calibrate"], ("counted",))
+    held = [r for r in told if r["group"] == "held out"]
+    off = [abs(predict(r)/r["seconds"] - 1) for r in held]
+    alone = [abs(r["work"]["counted"]/r["seconds"] - 1) for r in held]
+    return dict(factor=round(constants["counted"], 3), fixed_megabytes=round(constants["call"]/2**20, 2), errors=[round(x, 4) for x in off],
+                held_out=errors_of(off), counted_alone=errors_of(alone))
 
 
 # ---- apply and store
@@ -227,7 +303,7 @@ def quickest(f, repeats=5):
     times = []
     for _ in range(repeats):
         start = time.process_time(); f(); times.append(time.process_time() - start)
-    return statistics.median(times)
+    return min(times)
 
 
 def apply_costs(short):
@@ -245,12 +321,37 @@ def apply_costs(short):
     out = {}
     for what, keys in (("pullback", ("products", "tubes")), ("vocabulary", ("table",))):
         mine = [r for r in rows if r["what"] == what]
-        constants, predict = fitted([r for r in mine if r["group"] == "calibrate"], None, keys)
+        constants, predict = fitted([r for r in mine if r["group"] == "calibrate"], keys)
         for r in mine: r["error"] = round(predict(r)/r["seconds"] - 1, 4)
         errors = [abs(r["error"]) for r in mine if r["group"] == "held out"]
-        out[what] = dict(constants={k: float(f"{v:.3g}") for k, v in constants.items()}, held_out=dict(n=len(errors), median=round(statistics.median(errors), 4), worst=round(max(errors), 4)),
+        out[what] = dict(constants={k: float(f"{v:.3g}") for k, v in constants.items()}, held_out=errors_of(errors),
                          rows=[dict(group=r["group"], setting=r["setting"], seconds=float(f"{r['seconds']:.3g}"), error=r["error"]) for r in mine])
         print(what, out[what]["constants"], out[what]["held_out"], flush=True)
+    return out
+
+
+def store_costs(short):
+    "Bytes of the files against 4 (or 2) d_source d_target l a tensor; process seconds of writing (with its hash) and of reading (which checks it)."
+    rows = []
+    settings = [(128, 128, 4), (256, 256, 4), (384, 384, 3), (576, 384, 4), (768, 512, 4), (320, 320, 4), (512, 384, 4), (640, 512, 4)]
+    for k, (d, e, longest) in enumerate(settings[:3] if short else settings):
+        for dtype in (torch.float32, torch.float16):
+            if dtype == torch.float32: whole = quiet_fit(*pair_of(d, e), spelled(5000), max_tokens=longest)
+            a, each = whole.to(dtype=dtype), 4 if dtype == torch.float32 else 2
+            expected = each*(expected_bytes(whole, d, e) - 4*e)//4 + 4*e
+            with tempfile.TemporaryDirectory() as folder:
+                write = quickest(lambda: a.save_pretrained(folder), 5)
+                size = sum(f.stat().st_size for f in Path(folder).iterdir())
+                read = quickest(lambda: FuseAdapter.from_pretrained(folder), 5)
+            rows.append(dict(group="held out" if k > 4 else "calibrate", setting=[d, e, longest, str(dtype)], expected=expected, bytes=size, write=write, read=read))
+    out = dict(rows=rows, size_error=round(max(abs(r["bytes"]/r["expected"] - 1) for r in rows), 4))
+    for what in ("write", "read"):
+        given = [r | dict(seconds=r[what], work=dict(bytes=float(r["bytes"]))) for r in rows]
+        constants, predict = fitted([r for r in given if r["group"] == "calibrate"], ("bytes",))
+        errors = [abs(predict(r)/r["seconds"] - 1) for r in given if r["group"] == "held out"]
+        out[what] = dict(constants={k: float(f"{v:.3g}") for k, v in constants.items()}, held_out=errors_of(errors))
+    for r in rows: r |= dict(write=float(f"{r['write']:.3g}"), read=float(f"{r['read']:.3g}"))
+    print({k: v for k, v in out.items() if k != "rows"}, flush=True)
     return out
 
 
@@ -298,46 +399,97 @@ def long_texts(n, seed=0):
     return [frames[k % len(frames)] % (pick(), pick()) for k in range(n)]
 
 
-def judge(a, texts, only=None):
+class Remembering:
+    "The target; exact losses, which no adapter changes, are worked out once."
+    def __init__(self, target): self.target, self.known = target, {}
+
+    def __getattr__(self, name): return getattr(self.__dict__["target"], name)
+
+    def text(self, goal):
+        loss = self.target.text(goal)
+        def exact(texts):
+            key = goal, *texts
+            if key not in self.known: self.known[key] = loss.exact(texts)
+            return self.known[key]
+        return SimpleNamespace(losses=loss.losses, exact=exact)
+
+
+@lru_cache
+def judges(): return Remembering(encoder())
+
+
+def judge(a, texts, only=None, seed=0):
     goals = texts[7:] + texts[:7]
-    return swaps(causal("smollm2"), encoder(), a, texts, goals, only=only)
+    return swaps(causal("smollm2"), judges(), a, texts, goals, seed, only=only)
+
+
+def by_text(found):
+    out = {}
+    for r in found: out.setdefault(str(r["text"]), []).append(r["spearman"])
+    return {k: round(float(np.mean(v)), 4) for k, v in out.items()}
+
+
+def apart(mine, other, seed=0):
+    "Mean difference over the same texts, with its bootstrap interval of 95 %."
+    same = sorted(mine.keys() & other.keys())
+    d = np.array([mine[k] - other[k] for k in same])
+    draws = np.random.default_rng(seed).choice(d, (2000, len(d))).mean(1)
+    return dict(mean=round(float(d.mean()), 4), low=round(float(np.quantile(draws, .025)), 4), high=round(float(np.quantile(draws, .975)), 4), texts=len(d))
 
 
 def validity_of_bytes(short, keep):
+    "Ways to hold one adapter; the floor is an adapter whose source dimensions stand in another order."
     rows, n = keep.get("bytes", {}), 3000 if short else 40_000
-    if len(rows) >= (3 if short else 14): return
+    if len(rows) >= (4 if short else 15): return
     words, texts = spelled(n), TEXTS[:4 if short else 32]
     whole = quiet_fit(causal("smollm2"), encoder(), words)
     ways = [("float32", None, None, None), ("float16", None, torch.float16, None), ("bfloat16", None, torch.bfloat16, None)]
     ways += [(f"rank {r}", r, torch.float16, None) for r in (192, 128, 64, 32, 16)] + [(f"rank {r} for words", r, torch.float16, words) for r in (192, 128, 64, 32, 16, 8)]
-    for name, rank, dtype, given in ways[:: 5 if short else 1]:
+    for name, rank, dtype, given in [*ways[:: 5 if short else 1], ("shuffled", None, None, None)]:
         if name in rows: continue
-        small = whole.compress(rank, dtype, given)
-        rows[name] = dict(megabytes=round(small.nbytes/1e6, 3)) | summary(judge(small, texts))
-        print(name, rows[name], flush=True)
+        small = Shuffled(whole) if name == "shuffled" else whole.compress(rank, dtype, given)
+        found = judge(small, texts)
+        rows[name] = dict(megabytes=round(small.nbytes/1e6, 3)) | summary(found)["all"] | dict(by_text=by_text(found))
+        rows[name]["against float32"] = apart(rows[name]["by_text"], rows["float32"]["by_text"])
+        print(name, {k: v for k, v in rows[name].items() if k != "by_text"}, flush=True)
         yield dict(bytes=rows)
 
 
 def validity_of_limit(short, keep):
-    "Longest classes of 1 to 8 tokens: shares of English within them, and validity for ordinary texts and at long words."
+    "Longest classes of 1 to 8 tokens: shares of English within them, and validity for ordinary texts and at long words, beside that of 4."
     rows, n = keep.get("limit", {}), 3000 if short else 40_000
-    words, texts, rare = spelled(n), TEXTS[:4 if short else 32], long_texts(4 if short else 32)
-    for longest in (1, 2, 3, 4, 6, 8):
-        if str(longest) in rows or short and longest not in (1, 4): continue
-        a = quiet_fit(causal("smollm2"), encoder(), words, max_tokens=longest)
-        classes = a.coverage["classes"].values()
-        row = dict(within=round(sum(c["share"] for c in classes), 4), weighted=round(sum(c["share_weighted"] for c in classes), 4), megabytes=round(a.nbytes/1e6, 2), r2=a.coverage["held_out"]["r2"])
-        row["texts"] = summary(judge(a, texts))["all"]
-        found = judge(a, rare, only=lambda x, y: max(x, y) >= 3)
-        row["long words"] = summary(found)["all"]
+    texts, rare = TEXTS[:4 if short else 32], long_texts(4 if short else 32)
+    for longest in (4, 2, 3, 6, 1, 8) if not short else (4, 1):
+        if str(longest) in rows: continue
+        start = time.process_time()
+        a = quiet_fit(causal("smollm2"), encoder(), spelled(n), max_tokens=longest)
+        row = dict(fit_seconds=round(time.process_time() - start, 1), megabytes=round(a.nbytes/1e6, 2), r2=a.coverage["held_out"]["r2"], tensors=len(a.tensors) + len(a.pairs))
+        row |= {k: round(sum(c[v] for c in a.coverage["classes"].values()), 4) for k, v in (("within", "share"), ("weighted", "share_weighted"))}
+        for what, some, only in (("texts", texts, None), ("long words", rare, lambda x, y: max(x, y) >= 3)):
+            found = judge(a, some, only=only)
+            row[what] = summary(found)["all"] | dict(by_text=by_text(found))
+            row[what]["against 4"] = apart(row[what]["by_text"], rows["4"][what]["by_text"]) if rows else None
         row["by class"] = {str(l): summary([r for r in found if max(r["counts"]) == l])["all"] for l in range(3, 9)}
         rows[str(longest)] = row
         print(longest, row, flush=True)
         yield dict(limit=rows)
 
 
+def limit_again(short, keep):
+    "The same at long words, other sentences and other slots; and without tensors for pairs of counts."
+    rows, n, rare = keep.get("again", {}), 3000 if short else 40_000, long_texts(4 if short else 32, seed=1)
+    for longest in ("4", "2", "1", "3", "4 without pairs", "2 without pairs")[:2 if short else None]:
+        if longest in rows: continue
+        a = quiet_fit(causal("smollm2"), encoder(), spelled(n), max_tokens=int(longest[0]), classes="larger" if "without" in longest else "pairs")
+        found = judge(a, rare, only=lambda x, y: max(x, y) >= 3, seed=1)
+        rows[longest] = summary(found)["all"] | dict(by_text=by_text(found))
+        rows[longest]["against 4"] = apart(rows[longest]["by_text"], rows["4"]["by_text"])
+        print(longest, {k: v for k, v in rows[longest].items() if k != "by_text"}, flush=True)
+        yield dict(again=rows)
+
+
 def main():
-    p = options(__doc__, "fit,memory,apply,processes,bytes,limit", "e3_scaling.json")
+    p = options(__doc__, "fit,memory,growth,apply,store,bytes,limit,again", "e3_scaling.json")
     p.add_argument("--memory-of", type=json.loads)
     a = p.parse_args()
     torch.set_num_threads(1)
@@ -346,20 +498,25 @@ def main():
     work = a.out.with_name(f".{a.out.stem}.part.json")             # every call of every fit, until the summary is made
     calls = json.loads(work.read_text()) if work.exists() else {}
 
-    parts = a.only.split(",")
-    if "fit" in parts and "fit" not in data:
+    wanted = a.only.split(",")
+    if "fit" in wanted and "fit" not in data:
         for new in fit_costs(a.short, calls): calls |= new; write_json(work, calls)
         keep(fit=explain(calls["fits"]))
         print(data["fit"]["constants"], data["fit"]["held_out"], flush=True)
-    if "memory" in parts:
+    if "memory" in wanted and "fit" not in data.get("memory", {}):
         for new in memory_costs(a.short, data): keep(**new)
-        print(data["memory"].get("constants"), data["memory"].get("held_out"), flush=True)
-    if "apply" in parts and "apply" not in data: keep(apply=apply_costs(a.short))
-    if "processes" in parts and "processes" not in data: keep(processes=process_costs(a.short))
-    if "bytes" in parts:
+        print({k: v for k, v in data["memory"].items() if k != "rows"}, flush=True)
+    if "growth" in wanted and "growth" not in data: keep(growth=growth(a.short))
+    if "apply" in wanted and "apply" not in data: keep(apply=apply_costs(a.short))
+    if "store" in wanted and "store" not in data: keep(store=store_costs(a.short))
+    if "processes" in wanted and "processes" not in data: keep(processes=process_costs(a.short))
+    if "bytes" in wanted:
         for new in validity_of_bytes(a.short, data): keep(**new)
-    if "limit" in parts:
+    if "limit" in wanted:
         for new in validity_of_limit(a.short, data): keep(**new)
+    if "again" in wanted:
+        for new in limit_again(a.short, data): keep(**new)
+    keep()
 
 
 if __name__ == "__main__": main()
