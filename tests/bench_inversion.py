@@ -1,4 +1,4 @@
-"""What MiniLM's embeddings give away, on texts made up for it, beside three baselines at the same number of queries.
+"""What MiniLM's embeddings give away, on texts made up for it, beside four baselines at the same number of queries.
 
     python tests/bench_inversion.py run --rows ROWS.jsonl [--split held-out] [--take 96] [--systems fuse,random,...] [--queries 2000]
     python tests/bench_inversion.py report --rows ROWS.jsonl [--defences DEFENCES.jsonl] --out data/inversion.json
@@ -27,10 +27,11 @@ from fuse_nb.tokens import given_tokens, token_strings
 from machine import made
 
 ROOT = Path(__file__).parent.parent
-MODULES = ["attempt", "inversion", "autodan", "combined", "ranking", "search", "slots", "objective", "losses", "encoders", "causal"]
+MODULES = ["residual", "attempt", "proposals", "repairs", "inversion", "autodan", "combined", "ranking", "search", "slots", "objective", "losses", "encoders", "causal"]
 SYSTEMS = {
     "fuse": "the search of lesson 71",
-    "encoder_only": "the same search without the adapter's gradient and without fluency (ranker vocabulary)",
+    "adapter": "tokens proposed by the ranker, with gradients through the adapter (proposer ranker: the search of the day before)",
+    "encoder_only": "the search of lesson 71 without the language model: no fluency, words put in at random places",
     "random": "random words put in, exchanged, moved and left out; what comes nearer is kept",
     "lm_alone": "samples of the language model, told the length; the same samples for all texts",
 }
@@ -137,17 +138,21 @@ class Systems:
         self.lm, self.encoder = CausalLM.from_pretrained("smollm2-135m", device="cpu"), TextEncoder.from_pretrained("minilm", device="cpu")
         self.queries, self.seconds, self.drawn, self.read = queries, seconds, {}, {}
         self.by = Inverter(self.encoder, self.lm)
-        self.blind = Inverter(self.encoder, self.lm, adapter=self.by.adapter, fluency=0.0, ranker="vocabulary")
+        self.blind = Inverter(self.encoder, self.lm, ranker=self.by.ranker, fluency=0.0)
+        self.ranked = Inverter(self.encoder, self.lm, ranker=self.by.ranker, proposer="ranker", candidates=16, swaps=8)
 
-    def warm(self):
-        "What is made once for all vectors is not part of any row's time."
-        for by in (self.by, self.blind): by(self.encoder.encode(["warm"])[0], 256)
+    def prepare(self, name):
+        "What is made once for all vectors is no part of any row's time."
+        way = dict(fuse=self.by, encoder_only=self.blind, adapter=self.ranked).get(name)
+        if way: way.prepare()
 
     def fuse(self, vector, size, by=None):
         r = (by or self.by)(vector, self.queries, self.seconds, 0)
         return dict(found=r.text, queries=r.queries, stopped=r.stopped)
 
     def encoder_only(self, vector, size): return self.fuse(vector, size, self.blind)
+
+    def adapter(self, vector, size): return self.fuse(vector, size, self.ranked)
 
     def lm_alone(self, vector, size):
         "The best of as many samples as there are queries, cut to the length that it is told; drawn and read once for all texts of a length."
@@ -201,13 +206,12 @@ def run(a):
     done = log.read()
     if log.damaged: log.write(done)
     if any(r["queries_allowed"] != a.queries for r in done): raise SystemExit(f"{a.rows} was made with another budget")
-    done, warm = {r["id"] for r in done}, False
+    done = {r["id"] for r in done}
     for t in in_turns(a.split)[:a.take]:
         for name in a.systems.split(","):
             mark = f"{name}: {t['text']}"
             if mark in done: continue
-            if not warm and name in ("fuse", "encoder_only"): systems.warm()
-            warm = warm or name in ("fuse", "encoder_only")
+            systems.prepare(name)
             vector = systems.encoder.encode([t["text"]])[0]
             began = time.perf_counter(), time.process_time()
             row = getattr(systems, name)(vector, t["size"])
@@ -265,7 +269,7 @@ def main():
     p.add_argument("--systems", default=",".join(SYSTEMS))
     p.add_argument("--take", type=int, default=96)
     p.add_argument("--queries", type=int, default=2000)
-    p.add_argument("--seconds", type=float, default=120.0)
+    p.add_argument("--seconds", type=float, default=2000.0)
     a = p.parse_args()
     dict(run=run, report=report)[a.command](a)
 
