@@ -1,6 +1,7 @@
 """What MiniLM's embeddings give away, on texts made up for it, beside four baselines at the same number of queries.
 
     python tests/bench_inversion.py run --rows ROWS.jsonl [--split held-out] [--take 96] [--systems fuse,random,...] [--queries 2000]
+    python tests/bench_inversion.py defend --rows DEFENCES.jsonl [--split dev] [--take 6] [--queries 500]
     python tests/bench_inversion.py report --rows ROWS.jsonl [--defences DEFENCES.jsonl] --out data/inversion.json
 
 A row of ROWS is a text and a system, on disk before the next one is begun: a run that is started again goes on where it stopped.
@@ -11,6 +12,7 @@ import json
 import random
 import re
 import time
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -187,7 +189,7 @@ def changed(words, all_words, draw):
     return new
 
 
-# ---- the three commands
+# ---- the commands
 
 def in_turns(split):
     "The texts of a split, one of each kind and length after the other."
@@ -221,6 +223,67 @@ def run(a):
             print(f"{name:12s} {t['size']:2d} {cosine:.3f} F1 {100*f1(row['found'], t['text']):3.0f} {row['cpu']:5.1f} s  {t['text']}\n   {row['found']}", flush=True)
 
 
+# ---- defences: what is stored in place of a vector, and what that costs whoever searches among vectors
+
+def noisy(e, level, seed):
+    "A vector and a random direction of length `level`, of length 1 together."
+    direction = torch.randn(e.shape, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.normalize(e + level*direction/direction.norm(), dim=0)
+
+
+def int8(e, level, seed): return torch.nn.functional.normalize((e/e.abs().max()*127).round(), dim=0)
+
+
+def fewer(e, level, seed):
+    "The first `level` numbers; whoever attacks puts zeros in the place of the others."
+    return torch.nn.functional.normalize(torch.cat([e[:level], torch.zeros(len(e) - level)]), dim=0)
+
+
+DEFENCES = {"none": (noisy, 0.0), "noise 0.5": (noisy, 0.5), "noise 1": (noisy, 1.0), "noise 2": (noisy, 2.0), "int8": (int8, 0),
+            "128 numbers": (fewer, 128), "32 numbers": (fewer, 32)}
+
+
+def retrieval(encoder, seeds=5):
+    "For each defence: how often the first half of a text finds the whole one first among all texts, and the mean of 1/rank."
+    texts = [t["text"] for split in ("held-out", "dev") for t in in_turns(split)]
+    halves = encoder.encode([" ".join(t.split()[:len(t.split())//2]) for t in texts])
+    whole, out = encoder.encode(texts), {}
+    for name, (defend, level) in DEFENCES.items():
+        ranks = []
+        for seed in range(seeds if name.startswith("noise") else 1):
+            stored = torch.stack([defend(e, level, 1000*seed + i) for i, e in enumerate(whole)])
+            scores = halves @ stored.T
+            ranks += (1 + (scores > scores.diag()[:, None]).sum(1)).tolist()
+        out[name] = dict(n=len(texts), first=round(100*float(np.mean([r == 1 for r in ranks])), 1), reciprocal=round(100*float(np.mean([1/r for r in ranks])), 1))
+    return out
+
+
+def defend(a):
+    log, systems = RunLog(a.rows, dict(system=str, text=str)), Systems(a.queries, a.seconds)
+    done = {r["id"] for r in log.read()}
+    systems.by.prepare()
+    for i, t in enumerate([t for t in in_turns(a.split) if t["size"] < 32][:a.take]):
+        for name, (change, level) in DEFENCES.items():
+            mark = f"{name}: {t['text']}"
+            if mark in done: continue
+            vector = systems.encoder.encode([t["text"]])[0]
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that no text comes near is what a defence is for
+                row = systems.fuse(change(vector, level, i), t["size"])
+            cosine = (systems.encoder.encode([row["found"]])[0] @ vector).item()
+            log.append(dict(id=mark, system=name, **t, **row, queries_allowed=a.queries, cosine=round(cosine, 4)))
+            print(f"{name:12s} {t['size']:2d} {cosine:.3f} F1 {100*f1(row['found'], t['text']):3.0f}  {t['text']}\n   {row['found']}", flush=True)
+
+
+def defended(path, encoder):
+    "Given away and kept, for each defence."
+    rows, kept, out = [r | judged(r["found"], r) for r in RunLog(path, dict(system=str, text=str)).read()], retrieval(encoder), []
+    for name in DEFENCES:
+        mine = [r for r in rows if r["system"] == name]
+        if mine: out.append(dict(defence=name, texts=len(mine), queries=mine[0]["queries_allowed"], cosine=mean_of([r["cosine"] for r in mine], 4), f1=mean_of([r["f1"] for r in mine], 1), retrieval=kept[name]))
+    return out
+
+
 def grouped(rows):
     "The summary of every system, over all texts, by length and by kind."
     out = {}
@@ -250,7 +313,7 @@ def report(a):
     out = dict(made=made(MODULES, "smollm2-135m, minilm"), about="percent, but for cosines; intervals are 95 % bootstrap intervals over texts; BLEU is BLEU-4 of the set",
                systems=SYSTEMS, queries=a.queries, texts=len({r["text"] for r in rows}), table=grouped(rows),
                ours_less=dict(cosine=beside(rows, "cosine"), f1=beside(rows, "f1")), published=PUBLISHED)
-    if a.defences: out["defences"] = json.loads(Path(a.defences).read_text(encoding="utf-8"))
+    if a.defences: out["defences"] = defended(a.defences, TextEncoder.from_pretrained("minilm", device="cpu"))
     lines = ",\n".join("  " + json.dumps(r, ensure_ascii=False) for r in rows)
     text = json.dumps(out, indent=1, ensure_ascii=False)[:-2] + ',\n "rows": [\n' + lines + "\n ]\n}\n"
     Path(a.out).write_text(text, encoding="utf-8")
@@ -261,7 +324,7 @@ def report(a):
 
 def main():
     p = argparse.ArgumentParser()
-    p.add_argument("command", choices=["run", "report"])
+    p.add_argument("command", choices=["run", "defend", "report"])
     p.add_argument("--rows", required=True, type=Path)
     p.add_argument("--defences")
     p.add_argument("--out", default=ROOT/"data"/"inversion.json")
@@ -271,7 +334,7 @@ def main():
     p.add_argument("--queries", type=int, default=2000)
     p.add_argument("--seconds", type=float, default=2000.0)
     a = p.parse_args()
-    dict(run=run, report=report)[a.command](a)
+    dict(run=run, defend=defend, report=report)[a.command](a)
 
 
 if __name__ == "__main__":
