@@ -104,7 +104,7 @@ def _check(self: Inverter) -> None:
     check_count("restarts", self.restarts, 0)
     check_texts("openings", self.openings, empty=False)
 
-# %% ../nbs/66_attempt.ipynb #c1f1586e
+# %% ../nbs/66_attempt.ipynb #9b6c2709
 @patch
 def prepare(self: Inverter) -> None:
     "Make, or read, what all vectors share. The search does it by itself, before its clock starts."
@@ -214,7 +214,7 @@ class Inversion:
     def __str__(self) -> str:
         return self.text
 
-# %% ../nbs/66_attempt.ipynb #8e91cbe4
+# %% ../nbs/66_attempt.ipynb #8607411f
 def check_embedding(
     x: object,             # (d_out,) numbers: a tensor, an array or a list
     encoder: TextEncoder,  # whose embedding it should be
