@@ -209,7 +209,7 @@ def run(a):
     if log.damaged: log.write(done)
     if any(r["queries_allowed"] != a.queries for r in done): raise SystemExit(f"{a.rows} was made with another budget")
     done = {r["id"] for r in done}
-    for t in in_turns(a.split)[:a.take]:
+    for t in in_turns(a.split)[a.first:a.take]:
         for name in a.systems.split(","):
             mark = f"{name}: {t['text']}"
             if mark in done: continue
@@ -240,7 +240,7 @@ def fewer(e, level, seed):
 
 
 DEFENCES = {"none": (noisy, 0.0), "noise 0.5": (noisy, 0.5), "noise 1": (noisy, 1.0), "noise 2": (noisy, 2.0), "int8": (int8, 0),
-            "128 numbers": (fewer, 128), "32 numbers": (fewer, 32)}
+            "32 numbers": (fewer, 32)}
 
 
 def retrieval(encoder, seeds=5):
@@ -330,7 +330,8 @@ def main():
     p.add_argument("--out", default=ROOT/"data"/"inversion.json")
     p.add_argument("--split", default="held-out")
     p.add_argument("--systems", default=",".join(SYSTEMS))
-    p.add_argument("--take", type=int, default=96)
+    p.add_argument("--first", type=int, default=0, help="which text in turn is the first: for several processes, each with its own ROWS")
+    p.add_argument("--take", type=int, default=96, help="and which is the first that is left out")
     p.add_argument("--queries", type=int, default=2000)
     p.add_argument("--seconds", type=float, default=2000.0)
     a = p.parse_args()
