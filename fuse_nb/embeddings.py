@@ -107,7 +107,8 @@ def embedding_of(
 # %% ../nbs/89_embeddings.ipynb #d62d0d1b
 def _digest(by: Inverter, *given: object) -> str:
     "What decides a result."
-    kept = "similarity fluency price beam candidates swaps steps patience openings".split()
+    kept = "similarity fluency price proposer beam candidates swaps moves judged steps"
+    kept = [*kept.split(), "patience", "restarts", "openings"]
     settings = {k: getattr(by, k) if k != "openings" else list(by.openings) for k in kept}
     models = [print_of(by.encoder), print_of(by.lm), type(by.ranker).__name__]
     return fingerprint_of(settings, models, *given)

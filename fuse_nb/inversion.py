@@ -11,7 +11,9 @@ from .precision import load_in, pick_dtype
 from .causal import CausalLM
 from .encoders import TextEncoder
 from .attempt import Attempt, Inversion, Inverter, Watched  # noqa: F401
-from .attempt import check_embedding, moved  # noqa: F401
+from .attempt import check_embedding  # noqa: F401
+from .proposals import moved  # noqa: F401
+import fuse_nb.repairs  # noqa: F401  the search itself
 
 # %% auto #0
 __all__ = ['invert']

@@ -10,6 +10,9 @@ import torch
 from fuse_nb import cli
 from fuse_nb.embeddings import embedding_of, invert_all, read_embeddings
 from fuse_nb.inversion import Attempt, Inversion, Inverter, Watched, check_embedding, invert, moved
+from fuse_nb.residual import Directions, after_words, directions, gains
+from fuse_nb.tables import Tables
+from fuse_nb.tokens import token_strings
 from test_search import adapter_of, source_of
 
 pytest.importorskip("transformers")
@@ -123,6 +126,93 @@ def test_watched_reads_no_text_twice(pair):
     assert goal.queries == 3
 
 
+def test_gains_are_the_cosines_of_sums():
+    g = torch.Generator().manual_seed(0)
+    goal, now, rows = (torch.nn.functional.normalize(torch.randn(*n, generator=g), dim=-1) for n in ((8,), (3, 8), (20, 8)))
+    now[1] = 0                                             # no text yet
+    want = torch.stack([torch.nn.functional.cosine_similarity(now[:, None] + a*rows, goal, dim=-1) for a in (0.1, 0.4)]).amax(0)
+    torch.testing.assert_close(gains(goal, now, rows, (0.1, 0.4)), want, atol=1e-5, rtol=0)
+
+
+def test_where_embeddings_are_sums_the_first_word_proposed_is_the_missing_one(by):
+    "The missing word's direction is what the text lacks, so no other token can gain more."
+    rows = torch.eye(by.encoder.encode(["a"]).shape[1])[:30]
+    e = torch.nn.functional.normalize(rows[3] + rows[7] + rows[11], dim=0)
+    attempt = Attempt(by, e, 500, 60.0, 0)
+    attempt.goal.vectors["two words"] = torch.nn.functional.normalize(rows[3] + rows[11], dim=0)
+    fits = torch.zeros(len(by.allowed))
+    assert attempt.likely(["two words"], fits, 3, Directions(torch.arange(100, 130), rows))[0][0] == 107
+
+
+def test_tokens_that_are_read_alike_are_proposed_once(by):
+    whole, pieces = directions(by.lm, by.encoder, Tables(), by.allowed)
+    strings = token_strings(by.lm)
+    assert all(strings[i] == " " + strings[i].strip() for i in whole.ids.tolist())
+    assert all(strings[i] == strings[i].strip() for i in pieces.ids.tolist())
+    assert by.allowed[whole.ids].all() and by.allowed[pieces.ids].all()
+    for kind in (whole, pieces):
+        alike = (kind.rows @ kind.rows.T).fill_diagonal_(0)
+        assert len(kind.ids) < 2 or alike.max() < 1 - 1e-6
+        torch.testing.assert_close(kind.rows.norm(dim=1), torch.ones(len(kind.ids)))
+
+
+def test_after_words_are_the_models_own_log_probabilities(by):
+    lm, words = by.lm, "a dog ran".split()
+    found = after_words(lm, by.before, "a dog ran")
+    for i in range(4):
+        ids = lm.tokenize([by.before + " ".join(words[:i])])[0]
+        torch.testing.assert_close(found[i], lm.logits(lm.embed([ids]))[0, -1].float().log_softmax(-1), atol=1e-4, rtol=1e-4)
+
+
+def test_a_word_put_in_or_exchanged_is_one_word(by):
+    attempt = Attempt(by, by.encoder.encode(["a dog ran after the ball"])[0], 500, 60.0, 0)
+    by.prepare()
+    text = "a dog ran"
+    attempt.goal.exact([text])
+    for t in attempt.inserted(text, 4):
+        assert len(t.split()) in (3, 4) and len(set(text.split()) - set(t.split())) <= 1
+    for t in attempt.exchanged(text, 2):
+        assert len(t.split()) in (2, 3) and len(set(text.split()) - set(t.split())) <= 1
+
+
+@pytest.mark.parametrize("proposer", ["residual", "ranker"])
+def test_both_proposers_keep_to_the_definition_and_the_budget(pair, proposer):
+    lm, encoder, adapter = pair
+    by = Inverter(encoder, lm, adapter, proposer=proposer, steps=4, beam=2, candidates=6, openings=("", "a"))
+    e = encoder.encode(["a dog ran after"])[0]
+    found = by(e, queries=700)
+    assert found.queries <= 700 and found.loss == pytest.approx(definition(by, found.text, e), abs=2e-3)
+
+
+def test_what_is_made_once_is_not_on_the_clock(pair, monkeypatch):
+    "The table of words is slow here; no vector's seconds hold it."
+    import time
+    lm, encoder, adapter = pair
+    by, words = Inverter(encoder, lm, adapter, steps=2, openings=("",)), Tables.words
+
+    def slow(self, *models):
+        if not self._kept: time.sleep(5)
+        return words(self, *models)
+
+    monkeypatch.setattr(Tables, "words", slow)
+    began = time.perf_counter()
+    found = by(encoder.encode(["a cat"])[0], queries=256, seconds=3.0)
+    assert time.perf_counter() - began > 5 and found.seconds < 4 and found.trace[0]["seconds"] < 4
+
+
+def test_restarts_keep_most_words(by):
+    attempt = Attempt(by, by.encoder.encode(["two people ride horses on a beach"])[0], 2000, 60.0, 0)
+    by.prepare()
+    attempt.best = min(attempt.judge(["two people horses beach dog cat"]))
+    kept, best, gather = [], attempt.best, attempt.gather
+    attempt.gather = lambda text: (kept.append((attempt.best[1], text)), gather(text))[1]
+    attempt.again()
+    assert len(kept) >= 1 and attempt.best <= best
+    for whole, text in kept:
+        words = whole.split()
+        assert len(text.split()) == len(words) - len(words)//3 and set(text.split()) <= set(words)
+
+
 def test_moved_is_every_order_one_step_away():
     words = "a b c d e".split()
     step = {p for p in itertools.permutations(words)
@@ -149,7 +239,7 @@ def test_budgets_are_checked(by, options, told):
     with pytest.raises(ValueError, match=told): by(torch.ones(32), **options)
 
 
-@pytest.mark.parametrize("options, told", [(dict(beam=0), "beam"), (dict(fluency=-1.0), "fluency"), (dict(similarity=0.0), "similarity"), (dict(openings=()), "openings"), (dict(ranker="best"), "ranker")])
+@pytest.mark.parametrize("options, told", [(dict(beam=0), "beam"), (dict(fluency=-1.0), "fluency"), (dict(similarity=0.0), "similarity"), (dict(openings=()), "openings"), (dict(proposer="best"), "proposer"), (dict(restarts=-1), "restarts"), (dict(ranker="best"), "ranker"), (dict(proposer="best"), "proposer")])
 def test_settings_are_checked(pair, options, told):
     lm, encoder, adapter = pair
     with pytest.raises(ValueError, match=told): Inverter(encoder, lm, adapter, **options)
