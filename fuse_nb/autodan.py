@@ -19,7 +19,7 @@ from .ranking import LM, Ranker
 from .combined import get_ranker
 from .result import Result, Search
 from .loop import drive
-from .search import Ledger, _before, _whole_text
+from .search import Ledger
 
 # %% auto #0
 __all__ = ['STRATEGIES', 'Node', 'greedy', 'beam_search', 'uniform_cost', 'AutoDAN']
@@ -150,6 +150,18 @@ class _Walk:
         self.older = [Node(**n) for n in saved.get("open", [])]
 
 # %% ../nbs/61_autodan.ipynb #69e89813
+def _whole_text(loss: object) -> bool:
+    "Whether this is fluency over prefix and found tokens."
+    return isinstance(loss, Fluency) and loss.scope == "text"
+
+
+def _before(source, left: list[int], terms) -> tuple[float, int]:
+    "Summed negative log-likelihood of the prefix's tokens after the first, and their number."
+    if not any(_whole_text(t.loss) for t in terms):
+        return 0.0, 0
+    return source.nll([left], prefix_len=1).item(), len(left) - 1
+
+
 @patch
 def mean_nll(self: _Walk, node: Node, loss: object) -> float:
     "A text's fluency, from its sums."

@@ -14,7 +14,6 @@ from torch import Tensor
 from .checks import check_seed, check_text, shown
 from .precision import half_of
 from .tokens import allowed_tokens, decoded, given_tokens, inside, survivors
-from .losses import Fluency
 from .objective import Objective, Values, in_halves
 from .result import Result, Search
 
@@ -254,18 +253,6 @@ def evaluate(
         return objective(rows[part], start, **more)
 
     return _together(in_halves(read, range(len(rows))))
-
-# %% ../nbs/60_search.ipynb #93364bc0
-def _whole_text(loss: object) -> bool:
-    "Whether this is fluency over prefix and found tokens."
-    return isinstance(loss, Fluency) and loss.scope == "text"
-
-
-def _before(source, left: list[int], terms) -> tuple[float, int]:
-    "Summed negative log-likelihood of the prefix's tokens after the first, and their number."
-    if not any(_whole_text(t.loss) for t in terms):
-        return 0.0, 0
-    return source.nll([left], prefix_len=1).item(), len(left) - 1
 
 # %% ../nbs/60_search.ipynb #1ab21345
 def _random_ids(allowed: Tensor, n: int, draw: torch.Generator) -> list[int]:

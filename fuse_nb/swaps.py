@@ -105,9 +105,8 @@ def listed(self: _Climb) -> tuple[Tensor, list[list[int]]]:
 def joined(self: _Climb, found: list[list[int]], total: Tensor) -> tuple[list, Tensor]:
     "The tried swaps, and the best of several places at once."
     texts = joins(self.now, found, total.tolist(), self.guesser.known, self.search.joined)
-    may = texts and self.books.room() and not self.books.late()
-    more = try_texts(self.books, texts) if may else None
-    if more is None:
+    more = texts and self.books.room() and not self.books.late() and try_texts(self.books, texts)
+    if not more:
         return found, total
     return found + more[0], torch.cat([total, more[1].total])
 
