@@ -69,6 +69,8 @@ def pick_dtype(
     name = check_choice("dtype", name_of(dtype), DTYPES)
     place = pick_device(device)
     found = getattr(torch, best_dtype(place) if name == "auto" else name)
+    if found is torch.float32:  # every device has it, and none is woken for nothing
+        return found
     try:
         _try_out(found, place)
     except (RuntimeError, TypeError, NotImplementedError) as e:
@@ -81,6 +83,7 @@ def _readers(model: object) -> list:
     whole = model.model
     if not hasattr(whole, "vision_model"):
         return [whole]
+    whole.float()  # whatever a file holds, pictures are looked at in float32
     return [getattr(whole, n) for n in ("text_model", "text_projection") if hasattr(whole, n)]
 
 
@@ -96,6 +99,7 @@ def in_dtype(
         part.to(dtype)
         _check_range(model.name, part, dtype)
     model.dtype = dtype
+    getattr(model, "_remembered", {}).pop("weights", None)  # a digest of the weights as they were
     settings = getattr(model, "settings", None)
     if settings is not None and settings.dense:  # layers that a sentence encoder adds
         move = lambda x: None if x is None else x.to(dtype)

@@ -100,6 +100,10 @@ def test_tables_stay_float32_and_an_adapter_still_fits(made):
         assert new.fingerprint == old.fingerprint and new.identity != old.identity and new.dtype == BF16
         assert {p.dtype for p in new.model.parameters()} == {BF16}
     made["gpt2-pieces"].check(lm, target)
+    new = copy.copy(made["gpt2"])
+    new.model, new._remembered = copy.deepcopy(new.model), {}
+    before = new.identity                                               # asked for before it is changed
+    assert in_dtype(new, BF16).identity != before
 
 
 def test_a_table_made_in_16_bits_is_not_taken_for_another(made, own_cache, tmp_path):
@@ -144,6 +148,15 @@ def test_the_picture_is_read_in_float32(folders, family):
     assert torch.equal(exact.encode_image(photo), half.encode_image(photo))
     a, b = exact.encode(["a photo of a dog"]), half.encode(["a photo of a dog"])
     assert not torch.equal(a, b) and torch.nn.functional.cosine_similarity(a, b) > 0.995
+
+
+def test_a_picture_is_read_in_float32_whatever_the_file_holds(folders, tmp_path):
+    import shutil
+    shutil.copytree(folders["clip"], tmp_path / "m")
+    ImageTextModel.from_pretrained(folders["clip"], device="cpu").model.to(BF16).save_pretrained(tmp_path / "m")
+    photo = torch.arange(40 * 50 * 3).reshape(40, 50, 3).to(torch.uint8).numpy()
+    exact, half = ImageTextModel.from_pretrained(tmp_path / "m", device="cpu"), load_in(ImageTextModel, tmp_path / "m", "cpu", BF16)
+    assert torch.equal(exact.encode_image(photo), half.encode_image(photo)) and half.model.text_model.dtype == BF16
 
 
 def test_layers_that_a_sentence_encoder_adds(folders):
