@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     import torch
 
 # %% auto #0
-__all__ = ['DTYPES', 'HALVES', 'name_of', 'matrix_units', 'best_dtype', 'pick_dtype', 'in_dtype', 'load_in', 'half_of',
-           'print_of']
+__all__ = ['DTYPES', 'HALVES', 'name_of', 'best_dtype', 'pick_dtype', 'in_dtype', 'load_in', 'half_of', 'print_of']
 
 # %% ../nbs/29_precision.ipynb #152f16fe
 DTYPES = ("float32", "bfloat16", "float16", "auto")
@@ -28,25 +27,16 @@ def name_of(
     "Its name, without the `torch.`."
     return "float32" if dtype is None else str(dtype).removeprefix("torch.")
 
-# %% ../nbs/29_precision.ipynb #7f423771
-def matrix_units() -> bool:
-    "Whether torch finds matrix units for bfloat16 in this processor."
-    import torch
-
-    asked = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return bool(asked and asked())
-
-
+# %% ../nbs/29_precision.ipynb #3854c97b
 def best_dtype(
     device: torch.device,  # where the models will be
 ) -> str:
-    "What `auto` stands for: bfloat16 where it is fast, else float32."
+    "What `auto` stands for: bfloat16 on a card that was built for it, else float32."
     import torch
 
-    if device.type == "cuda":
-        fast = torch.version.hip or torch.cuda.get_device_capability(device) >= (8, 0)
-    else:
-        fast = device.type == "cpu" and matrix_units()
+    if device.type != "cuda":
+        return "float32"
+    fast = torch.version.hip or torch.cuda.get_device_capability(device) >= (8, 0)
     return "bfloat16" if fast else "float32"
 
 # %% ../nbs/29_precision.ipynb #eab802c2
