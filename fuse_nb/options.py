@@ -99,7 +99,8 @@ def add_values(p: argparse.ArgumentParser, *rows: tuple) -> None:
 _MODEL = "packaged name, folder or hub id"
 _SEED = ("--seed", whole(0, 2**32 - 1), "N", "of everything random (default: 0)")
 _DEVICE = ("--device", device_name, "D", "cpu, cuda, cuda:1, mps (default: the best there is)")
-_DTYPE = ("--dtype", one_of(DTYPES), "NAME", "what texts are read in: " + ", ".join(DTYPES))
+_READ_IN = f"what texts are read in: {', '.join(DTYPES)} (default: auto for caption, else float32)"
+_DTYPE = ("--dtype", one_of(DTYPES), "NAME", _READ_IN)
 _MOODS = one_of(("positive", "negative"))
 _SEARCH = (
     ("--lm", filled, "NAME", f"language model: {_MODEL} (default: smollm2-135m)"),

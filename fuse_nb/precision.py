@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     import torch
 
 # %% auto #0
-__all__ = ['DTYPES', 'HALVES', 'name_of', 'matrix_units', 'best_dtype', 'pick_dtype', 'in_dtype', 'load_in', 'half_of',
-           'print_of']
+__all__ = ['DTYPES', 'HALVES', 'name_of', 'best_dtype', 'pick_dtype', 'in_dtype', 'load_in', 'half_of', 'print_of']
 
 # %% ../nbs/29_precision.ipynb #152f16fe
 DTYPES = ("float32", "bfloat16", "float16", "auto")
@@ -28,25 +27,16 @@ def name_of(
     "Its name, without the `torch.`."
     return "float32" if dtype is None else str(dtype).removeprefix("torch.")
 
-# %% ../nbs/29_precision.ipynb #7f423771
-def matrix_units() -> bool:
-    "Whether torch finds matrix units for bfloat16 in this processor."
-    import torch
-
-    asked = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return bool(asked and asked())
-
-
+# %% ../nbs/29_precision.ipynb #3854c97b
 def best_dtype(
     device: torch.device,  # where the models will be
 ) -> str:
-    "What `auto` stands for: bfloat16 where it is fast, else float32."
+    "What `auto` stands for: bfloat16 on a card that was built for it, else float32."
     import torch
 
-    if device.type == "cuda":
-        fast = torch.version.hip or torch.cuda.get_device_capability(device) >= (8, 0)
-    else:
-        fast = device.type == "cpu" and matrix_units()
+    if device.type != "cuda":
+        return "float32"
+    fast = torch.version.hip or torch.cuda.get_device_capability(device) >= (8, 0)
     return "bfloat16" if fast else "float32"
 
 # %% ../nbs/29_precision.ipynb #eab802c2
@@ -69,6 +59,8 @@ def pick_dtype(
     name = check_choice("dtype", name_of(dtype), DTYPES)
     place = pick_device(device)
     found = getattr(torch, best_dtype(place) if name == "auto" else name)
+    if found is torch.float32:  # every device has it, and none is woken for nothing
+        return found
     try:
         _try_out(found, place)
     except (RuntimeError, TypeError, NotImplementedError) as e:
@@ -81,6 +73,7 @@ def _readers(model: object) -> list:
     whole = model.model
     if not hasattr(whole, "vision_model"):
         return [whole]
+    whole.float()  # whatever a file holds, pictures are looked at in float32
     return [getattr(whole, n) for n in ("text_model", "text_projection") if hasattr(whole, n)]
 
 
@@ -96,6 +89,7 @@ def in_dtype(
         part.to(dtype)
         _check_range(model.name, part, dtype)
     model.dtype = dtype
+    getattr(model, "_remembered", {}).pop("weights", None)  # a digest of the weights as they were
     settings = getattr(model, "settings", None)
     if settings is not None and settings.dense:  # layers that a sentence encoder adds
         move = lambda x: None if x is None else x.to(dtype)

@@ -100,6 +100,10 @@ def test_tables_stay_float32_and_an_adapter_still_fits(made):
         assert new.fingerprint == old.fingerprint and new.identity != old.identity and new.dtype == BF16
         assert {p.dtype for p in new.model.parameters()} == {BF16}
     made["gpt2-pieces"].check(lm, target)
+    new = copy.copy(made["gpt2"])
+    new.model, new._remembered = copy.deepcopy(new.model), {}
+    before = new.identity                                               # asked for before it is changed
+    assert in_dtype(new, BF16).identity != before
 
 
 def test_a_table_made_in_16_bits_is_not_taken_for_another(made, own_cache, tmp_path):
@@ -146,6 +150,15 @@ def test_the_picture_is_read_in_float32(folders, family):
     assert not torch.equal(a, b) and torch.nn.functional.cosine_similarity(a, b) > 0.995
 
 
+def test_a_picture_is_read_in_float32_whatever_the_file_holds(folders, tmp_path):
+    import shutil
+    shutil.copytree(folders["clip"], tmp_path / "m")
+    ImageTextModel.from_pretrained(folders["clip"], device="cpu").model.to(BF16).save_pretrained(tmp_path / "m")
+    photo = torch.arange(40 * 50 * 3).reshape(40, 50, 3).to(torch.uint8).numpy()
+    exact, half = ImageTextModel.from_pretrained(tmp_path / "m", device="cpu"), load_in(ImageTextModel, tmp_path / "m", "cpu", BF16)
+    assert torch.equal(exact.encode_image(photo), half.encode_image(photo)) and half.model.text_model.dtype == BF16
+
+
 def test_layers_that_a_sentence_encoder_adds(folders):
     encoder = TextEncoder.from_pretrained(folders["bert"], device="cpu")
     encoder.settings.dense, before = [(torch.eye(32), None, "Identity")], encoder.encode(["a dog"])
@@ -177,10 +190,8 @@ def test_weights_that_float16_cannot_hold_are_refused_by_name(made):
     assert low(large).dtype == BF16                                              # its range is float32's
 
 
-@pytest.mark.parametrize("units, device, wanted", [(True, "cpu", "bfloat16"), (False, "cpu", "float32"), (True, "mps", "float32")])
-def test_auto_asks_the_processor(monkeypatch, units, device, wanted):
-    monkeypatch.setattr(precision, "matrix_units", lambda: units)
-    assert best_dtype(torch.device(device)) == wanted
+@pytest.mark.parametrize("device", ["cpu", "mps"])
+def test_auto_is_float32_where_bfloat16_was_not_faster(device): assert best_dtype(torch.device(device)) == "float32"
 
 
 @pytest.mark.parametrize("capability, wanted", [((7, 5), "float32"), ((8, 0), "bfloat16"), ((9, 0), "bfloat16")])
@@ -189,16 +200,11 @@ def test_auto_asks_the_card(monkeypatch, capability, wanted):
     assert best_dtype(torch.device("cuda")) == wanted
 
 
-def test_a_torch_without_the_question_has_no_matrix_units(monkeypatch):
-    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported", raising=False)
-    assert precision.matrix_units() is False
-
-
 def test_a_run_is_told_by_what_auto_stands_for(monkeypatch):
     plain = settings_identity(device="cpu")
     assert settings_identity(device="cpu", dtype="float32") == plain             # runs from before can be continued
-    for units, wanted in ((True, settings_identity(device="cpu", dtype="bfloat16")), (False, plain)):
-        monkeypatch.setattr(precision, "matrix_units", lambda: units)
+    for best, wanted in (("bfloat16", settings_identity(device="cpu", dtype="bfloat16")), ("float32", plain)):
+        monkeypatch.setattr(precision, "best_dtype", lambda device: best)
         assert settings_identity(device="cpu", dtype="auto") == wanted
     assert set(settings_identity(device="cpu", dtype="bfloat16")) - set(plain) == {"dtype bfloat16"}
 
@@ -222,7 +228,7 @@ def loaded(monkeypatch):
 @pytest.mark.parametrize("command", ["caption", "invert", "validate"])
 def test_a_commands_dtype_reaches_both_models(command, given, wanted, loaded, monkeypatch, tmp_path, capsys):
     from PIL import Image
-    monkeypatch.setattr(precision, "matrix_units", lambda: True)
+    monkeypatch.setattr(precision, "best_dtype", lambda device: "bfloat16")
     Image.new("RGB", (20, 20)).save(tmp_path / "p.png")
     args = {"caption": ["caption", str(tmp_path / "p.png")], "invert": ["invert", "--text", "a dog"], "validate": ["validate"]}[command]
     assert cli.main([*args, "--device", "cpu", *(["--dtype", given] if given else [])]) == 2 and "enough" in capsys.readouterr().err
@@ -233,7 +239,7 @@ def test_a_commands_dtype_reaches_both_models(command, given, wanted, loaded, mo
 @pytest.mark.parametrize("given, wanted", [(None, None), ("float32", "float32"), ("bfloat16", "bfloat16"), ("auto", "bfloat16")])
 def test_evaluate_gives_its_workers_what_auto_stands_for(given, wanted, monkeypatch, tmp_path, capsys):
     from types import SimpleNamespace
-    monkeypatch.setattr(precision, "matrix_units", lambda: True)
+    monkeypatch.setattr(precision, "best_dtype", lambda device: "bfloat16")
     asked = {}
     def run(maker, images, out, references, settings, **more):
         asked.update(settings)
