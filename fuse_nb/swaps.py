@@ -105,8 +105,8 @@ def listed(self: _Climb) -> tuple[Tensor, list[list[int]]]:
 def joined(self: _Climb, found: list[list[int]], total: Tensor) -> tuple[list, Tensor]:
     "The tried swaps, and the best of several places at once."
     texts = joins(self.now, found, total.tolist(), self.guesser.known, self.search.joined)
-    more = texts and self.books.room() and not self.books.late() and try_texts(self.books, texts)
-    if not more:
+    more = try_texts(self.books, texts) if texts and self.books.room() else None
+    if more is None:
         return found, total
     return found + more[0], torch.cat([total, more[1].total])
 
@@ -125,7 +125,7 @@ def step(self: _Climb, k: int) -> dict | None:
         tried = try_texts(self.books, guessed + new)
         if tried is not None:
             found, total = tried[0], tried[1].total
-            if self.search.joined > 1:
+            if self.search.joined > 1 and not self.books.late():
                 found, total = self.joined(found, total)
             return self.chosen(found, total)
         guessed = []
