@@ -219,3 +219,13 @@ def test_a_ridge_is_the_normal_equations_of_the_block_circulant_matrix(m, p):
     M, ridge = bcirc(A), 0.7
     wanted = torch.linalg.solve(M.T @ M + ridge*torch.eye(4*p, dtype=torch.float64), M.T @ unfold(B))
     torch.testing.assert_close(tlstsq(A, B, ridge=ridge), fold(wanted, 4), atol=1e-10, rtol=1e-10)
+
+
+def test_condition_and_squares_of_the_sums_are_those_of_the_rows():
+    g = torch.Generator().manual_seed(0)
+    X, Y = (torch.randn(40, d, 3, dtype=torch.float64, generator=g) + 1 for d in (4, 2))
+    acc = GramAccumulator(4, 2, 3)
+    acc.update(X, Y)
+    assert float(acc.sums["yy"]) == pytest.approx(Y.square().sum().item(), rel=1e-9)
+    values = torch.linalg.eigvalsh(torch.stack([x.mH @ x for x in torch.fft.fft(X, dim=-1).permute(2, 0, 1)]))
+    assert acc.condition() == pytest.approx((values.max()/values.min()).item(), rel=1e-6)
