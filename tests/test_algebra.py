@@ -192,3 +192,40 @@ def test_two_processes_hold_the_sums_of_both_or_refuse_both(tmp_path):
     assert both.words == one.words == 100 and both.eps == one.eps >= alone.eps
     for k, v in alone.sums.items(): assert_close(both.sums[k], v, rtol=1e-5, atol=1e-3); assert torch.equal(both.sums[k], one.sums[k])
     assert all("processes differ" in said for said in run(2))
+
+
+def test_only_square_tensors_have_an_inverse():
+    for shape in ((2, 3, 4), (3, 2, 4), (5, 2, 3, 4)):
+        with pytest.raises(ValueError, match="A must be square"): tinv(torch.ones(shape))
+
+
+@pytest.mark.parametrize("l", [1, 2, 3, 4, 5, 6])
+def test_the_matrices_of_all_frequencies_are_counted_once(l):
+    "The counts add up to l, and the traces to l times the sum of squares (Parseval)."
+    from fuse_nb.gram import matrices_of
+    X = torch.randn(7, 3, l, generator=torch.Generator().manual_seed(l))
+    acc = GramAccumulator(3, 2, l)
+    acc.update(X, torch.zeros(7, 2, l))
+    grams, _, counts = matrices_of(acc, False)
+    assert len(counts) == len(grams) == l//2 + 1 and sum(counts) == l
+    traces = sum(n*g.diagonal().real.sum().item() for n, g in zip(counts, grams))
+    assert traces == pytest.approx(l*X.double().square().sum().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("m, p", [(5, 3), (3, 5)])
+def test_a_ridge_is_the_normal_equations_of_the_block_circulant_matrix(m, p):
+    g = torch.Generator().manual_seed(m)
+    A, B = (torch.randn(m, n, 4, dtype=torch.float64, generator=g) for n in (p, 2))
+    M, ridge = bcirc(A), 0.7
+    wanted = torch.linalg.solve(M.T @ M + ridge*torch.eye(4*p, dtype=torch.float64), M.T @ unfold(B))
+    torch.testing.assert_close(tlstsq(A, B, ridge=ridge), fold(wanted, 4), atol=1e-10, rtol=1e-10)
+
+
+def test_condition_and_squares_of_the_sums_are_those_of_the_rows():
+    g = torch.Generator().manual_seed(0)
+    X, Y = (torch.randn(40, d, 3, dtype=torch.float64, generator=g) + 1 for d in (4, 2))
+    acc = GramAccumulator(4, 2, 3)
+    acc.update(X, Y)
+    assert float(acc.sums["yy"]) == pytest.approx(Y.square().sum().item(), rel=1e-9)
+    values = torch.linalg.eigvalsh(torch.stack([x.mH @ x for x in torch.fft.fft(X, dim=-1).permute(2, 0, 1)]))
+    assert acc.condition() == pytest.approx((values.max()/values.min()).item(), rel=1e-6)

@@ -124,3 +124,11 @@ def test_what_is_no_spelling_is_refused_by_name():
         with pytest.raises(TypeError, match="^target must be a WordIndex"): align_index(index, bad)
     assert align([], []) == [] and align(iter(words), tuple(words)) == align(words, words)
     assert len(whitespace_words("red dogs")) == len(align(words, words)) == 2
+
+
+def test_whitespace_that_only_one_spelling_has_meets_nothing_at_the_start_of_the_other():
+    "A text of spaces alone: one side has a token for it, the other none; nothing lies before the first token."
+    for blank in (" ", "  \n"):
+        words = [Word(blank, [7], 0, 1, 0, 1)]
+        assert align(words, []) == [(slice(0, 1), slice(0, 0))]
+        assert align([], words) == [(slice(0, 0), slice(0, 1))]

@@ -85,3 +85,11 @@ def test_a_users_rank_is_asked_text_by_text_and_checked(made):  # noqa: F811
         def rank(self, objective, state): return torch.zeros(3)
     with pytest.raises(ValueError, match="what Short returns"): small(ranker=Short()).minimize(about(made), PREFIX)
     assert not hasattr(autodan_room, "_Own")
+
+
+def test_a_text_that_cannot_grow_says_how_much_is_given(made):
+    lm = made["gpt2"]
+    long, tail = " a"*40, " b"*40
+    given = len(lm.tokenize([long])[0]) + len(lm.tokenizer(tail, add_special_tokens=False)["input_ids"])
+    with pytest.raises(ValueError, match=f"have {given} tokens, gpt2 takes 64 at most"):
+        AutoDAN(steps=2, ranker="lm", progress=False).minimize(Objective(Term(lm)), long, tail)

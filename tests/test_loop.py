@@ -221,3 +221,9 @@ def test_another_objective_of_the_same_name_is_not_continued(made):  # noqa: F81
     with pytest.raises(ValueError, match="that run had the objective"): AutoDAN(steps=2, ranker="lm", progress=False).minimize(other, PREFIX, resume=first)
     other.what = "a cat"
     assert len(AutoDAN(steps=2, ranker="lm", progress=False).minimize(other, PREFIX, resume=first).trace) == 2
+
+
+@pytest.mark.parametrize("progress, shown", [(True, True), (False, False), (None, False)])    # None: in a terminal only
+def test_progress_is_shown_where_it_is_asked_for(made, capsys, progress, shown):
+    RandomSearch(steps=2, candidates=4, length=3, progress=progress).minimize(objective_of(made), PREFIX)
+    assert ("step" in capsys.readouterr().err) == shown

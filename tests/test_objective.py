@@ -353,3 +353,35 @@ def test_evaluate_still_reads_in_halves(made, monkeypatch):
     seqs = lm.tokenize(["a cat", "two people", "the dog ran"])
     objective = Objective(Term(Heard(), name="whole"), Term(lm, 0.5))
     close(evaluate(objective, seqs, 1).total, objective(seqs).total)
+
+
+def test_without_start_and_end_the_first_token_is_given_and_no_other(made):
+    lm = made["gpt2"]
+    rows = lm.tokenize(["a photo of a cat"])
+    n, objective = len(rows[0]), Objective(Term(Fluency(lm)))
+    logp = full_logits(lm, rows[0]).log_softmax(-1)
+    mean = -sum(logp[i - 1, rows[0][i]] for i in range(1, n))/(n - 1)
+    close(gradient(objective, rows)[0][0], mean, 1e-4)
+    losses, slopes = token_gradient(objective, rows)
+    close(losses[0], mean, 1e-4)
+    assert slopes.shape == (1, n - 1, len(lm.embedding_table))
+    found, alone = rows[0][1:], Objective(Term(Fluency(lm), reads="found"))
+    logp = full_logits(lm, found).log_softmax(-1)
+    mean = -sum(logp[i - 1, found[i]] for i in range(1, n - 1))/(n - 2)
+    close(gradient(alone, rows)[0][0], mean, 1e-4)
+
+
+def test_a_text_of_one_token_is_found_where_it_is_read(made):
+    "Reread without a template, its embedding is read in its own place; behind one, in the place after it."
+    from fuse_nb.terms import reread
+    lm = made["gpt2"]
+    row = lm.tokenize(["cat"])[0][:1]
+    for prefix in ("", "photo "):
+        lead = len(lm.tokenize([prefix])[0]) if prefix else 0
+        if lm.tokenize([prefix + lm.tokenizer.decode(row)])[0][lead:] != row: continue
+        x = torch.randn(1, 1, lm.embedding_table.shape[1], requires_grad=True)
+        read, mask = reread(lm, x, [row], prefix)
+        assert mask.tolist() == [[1]*(lead + 1)]
+        close(read[0, lead], x[0, 0])
+        grad = torch.autograd.grad(read[0, lead].sum(), x)[0]
+        close(grad, torch.ones_like(grad))

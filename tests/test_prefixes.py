@@ -140,3 +140,26 @@ def test_the_small_functions():
     assert common([1, 2, 3], [1, 2, 4]) == 2 and common([], [1]) == 0 and common([1], [1, 2]) == 1
     assert spine([(1, 2, 3), (1, 2, 4), (1, 5, 3)]) == [1, 2] and spine([(1, 2)]) == []
     assert batches({2: ["a"], 0: ["b"]}, 5, 0) == [(0, ["b"]), (2, ["a"])]
+
+
+def test_what_single_rows_share_is_kept_and_read_once(monkeypatch):
+    "Rows read one after the other: the first leaves all but its last token, the next what both begin with."
+    lm, reader = source(), None
+    reader, read = PrefixReader(lm), []
+    call = lm._call
+    monkeypatch.setattr(lm, "_call", lambda *a, **k: (read.append(k["input_ids"].numel()), call(*a, **k))[1])
+    a, b = [5, 6, 7, 8, 9], [5, 6, 7, 20, 21]
+    torch.testing.assert_close(asked(reader, [a])[0], naive(lm, a), atol=1e-4, rtol=1e-4)
+    assert reader.trunk == a[:-1]
+    read.clear()
+    torch.testing.assert_close(asked(reader, [b])[0], naive(lm, b), atol=1e-4, rtol=1e-4)
+    assert reader.trunk == [5, 6, 7]
+
+
+def test_logits_of_a_large_vocabulary_are_read_a_row_at_a_time():
+    "A row of 2^25 logits or more fills the 256 MB of a reading."
+    from types import SimpleNamespace as S
+    for keep, size in ((1, 2), (2, 1), (4, 1)):
+        reader = PrefixReader(S(device=torch.device("cpu"), embedding_table=range(2**25), cacheable=False))
+        plan = reader._plan([(5, 6), (5, 7), (8, 9), (8, 10)], 0, keep)
+        assert sorted(len(part) for _, part in plan) == [size]*(4//size)

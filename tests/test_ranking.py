@@ -472,3 +472,10 @@ def test_a_wrong_frame_or_limit_is_refused(made):
     for bad, told in ((dict(n=1), "n must be"), (dict(noise=0.0), "noise must be"), (dict(share=1.5), "share must be"), (dict(memory=(2.0,)), "memory must be")):
         with pytest.raises(ValueError, match=told): Combined(**bad)
     with pytest.raises(TypeError, match="n must be a whole number"): Fuse(1.5)
+
+
+def test_the_seed_of_a_slot_is_0_where_none_is_given(made):
+    lm = made["gpt2"]
+    given = lm, lm.tokenize(["a photo"])[0], torch.zeros(len(lm.embedding_table)).log_softmax(-1), torch.ones(len(lm.embedding_table), dtype=torch.bool)
+    orders = [State(*given, **seed).expansions(40).tolist() for seed in ({}, dict(seed=0), dict(seed=1))]
+    assert orders[0] == orders[1] != orders[2]
