@@ -287,8 +287,9 @@ def defend(a):
 def defended(path, encoder):
     "Given away and kept, for each defence."
     rows, kept, out = [r | judged(r["found"], r) for r in RunLog(path, dict(system=str, text=str)).read()], retrieval(encoder), []
+    whole = [t for t, n in Counter(r["text"] for r in rows).items() if n == len(DEFENCES)]  # of texts that had them all
     for name in DEFENCES:
-        mine = [r for r in rows if r["system"] == name]
+        mine = [r for r in rows if r["system"] == name and r["text"] in whole]
         if mine: out.append(dict(defence=name, texts=len(mine), queries=mine[0]["queries_allowed"], cosine=mean_of([r["cosine"] for r in mine], 4), f1=mean_of([r["f1"] for r in mine], 1), retrieval=kept[name]))
     return out
 
