@@ -109,8 +109,8 @@ def summary(rows):
     "The measures of some rows of one system; BLEU-4 is of the whole set, from summed counts."
     out = {m: mean_of([r[m] for r in rows if r[m] is not None], 4 if m == "cosine" else 1) for m in MEASURES}
     counts = np.array([bleu_row(" ".join(tokens(r["found"])), [" ".join(tokens(r["text"]))]) for r in rows], float)
-    low, high = (round(100*x, 1) for x in bootstrap("Bleu_4", counts))
-    out["bleu"] = dict(mean=round(100*float(pooled("Bleu_4", counts.sum(0), len(rows))), 1), low=low, high=high, n=len(rows))
+    out["bleu"] = dict(mean=round(100*float(pooled("Bleu_4", counts.sum(0), len(rows))), 1), n=len(rows))
+    if len(rows) >= FEWEST: out["bleu"]["low"], out["bleu"]["high"] = (round(100*x, 1) for x in bootstrap("Bleu_4", counts))
     spent = dict(queries=max(r["queries"] for r in rows), cpu=round(float(np.median([r["cpu"] for r in rows])), 1))
     return dict(n=len(rows), **out, most_queries=spent["queries"], median_cpu=spent["cpu"])
 
