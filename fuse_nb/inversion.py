@@ -7,9 +7,9 @@ from __future__ import annotations
 import warnings
 import torch
 import torch.nn.functional as F
-from .precision import load_in, pick_dtype
 from .causal import CausalLM
 from .encoders import TextEncoder
+from .precision import load_in, pick_dtype
 from .attempt import Attempt, Inversion, Inverter, Watched  # noqa: F401
 from .attempt import check_embedding  # noqa: F401
 from .proposals import moved  # noqa: F401

@@ -109,8 +109,8 @@ def summary(rows):
     "The measures of some rows of one system; BLEU-4 is of the whole set, from summed counts."
     out = {m: mean_of([r[m] for r in rows if r[m] is not None], 4 if m == "cosine" else 1) for m in MEASURES}
     counts = np.array([bleu_row(" ".join(tokens(r["found"])), [" ".join(tokens(r["text"]))]) for r in rows], float)
-    low, high = (round(100*x, 1) for x in bootstrap("Bleu_4", counts))
-    out["bleu"] = dict(mean=round(100*float(pooled("Bleu_4", counts.sum(0), len(rows))), 1), low=low, high=high, n=len(rows))
+    out["bleu"] = dict(mean=round(100*float(pooled("Bleu_4", counts.sum(0), len(rows))), 1), n=len(rows))
+    if len(rows) >= FEWEST: out["bleu"]["low"], out["bleu"]["high"] = (round(100*x, 1) for x in bootstrap("Bleu_4", counts))
     spent = dict(queries=max(r["queries"] for r in rows), cpu=round(float(np.median([r["cpu"] for r in rows])), 1))
     return dict(n=len(rows), **out, most_queries=spent["queries"], median_cpu=spent["cpu"])
 
@@ -287,8 +287,9 @@ def defend(a):
 def defended(path, encoder):
     "Given away and kept, for each defence."
     rows, kept, out = [r | judged(r["found"], r) for r in RunLog(path, dict(system=str, text=str)).read()], retrieval(encoder), []
+    whole = [t for t, n in Counter(r["text"] for r in rows).items() if n == len(DEFENCES)]  # of texts that had them all
     for name in DEFENCES:
-        mine = [r for r in rows if r["system"] == name]
+        mine = [r for r in rows if r["system"] == name and r["text"] in whole]
         if mine: out.append(dict(defence=name, texts=len(mine), queries=mine[0]["queries_allowed"], cosine=mean_of([r["cosine"] for r in mine], 4), f1=mean_of([r["f1"] for r in mine], 1), retrieval=kept[name]))
     return out
 
