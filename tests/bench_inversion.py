@@ -87,7 +87,7 @@ def recovered(found, wanted):
 def judged(found, t):
     "Every measure of one found text."
     true = t["text"]
-    names = [w for name in t.get("names", []) for w in tokens(name)]
+    names = [w for name in t.get("names") or [] for w in tokens(name)]
     content = [w for w in tokens(true) if w not in FUNCTION]
     shares = dict(f1=f1(found, true), rouge_l=rouge_l(found, true), exact=float(tokens(found) == tokens(true)),
                   content=recovered(found, content), names=recovered(found, names))
