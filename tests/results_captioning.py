@@ -33,4 +33,5 @@ keep = lambda c: {k: v if v is None else round(v, 6) for k, v in c.items()}
 found = dict(made=made(a.modules.split(","), "smollm2-135m, imagenet-minilm"), about=a.about, date=time.strftime("%Y-%m-%d"), versions=lines[0]["versions"], rows=rows)
 if a.scores_only: found["scores"] = {f"{first} against {o}": {m: keep(c) for m, c in compare(reports[first], reports[o]).items()} for o in others}
 else: found["objective"] = {f"{first} against {o}": keep(compare_values(losses[first], losses[o])) for o in others}
-a.out.write_text(json.dumps(found, indent=1))
+if a.out.exists() and (earlier := json.loads(a.out.read_text()).get("earlier")): found["earlier"] = earlier      # rows that lesson 80 holds beside these
+a.out.write_text(json.dumps(found, indent=1) + "\n")
