@@ -16,7 +16,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import numpy as np
 import torch
 
-from experiment_E4 import TEXTS, causal, encoder, kept, model_of, options, quiet_fit, summary, swaps
+from experiment_E4 import TEXTS, causal, encoder, kept, mean_within, model_of, options, quiet_fit, summary, swaps
 from fuse_nb import FuseAdapter, ridge
 from fuse_nb.gram import GramAccumulator
 from fuse_nb.ridge import Plan, parts
@@ -432,9 +432,7 @@ def by_text(found):
 def apart(mine, other, seed=0):
     "Mean difference over the same texts, with its bootstrap interval of 95 %."
     same = sorted(mine.keys() & other.keys())
-    d = np.array([mine[k] - other[k] for k in same])
-    draws = np.random.default_rng(seed).choice(d, (2000, len(d))).mean(1)
-    return dict(mean=round(float(d.mean()), 4), low=round(float(np.quantile(draws, .025)), 4), high=round(float(np.quantile(draws, .975)), 4), texts=len(d))
+    return mean_within([mine[k] - other[k] for k in same], seed) | dict(texts=len(same))
 
 
 def validity_of_bytes(short, keep):

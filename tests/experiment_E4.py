@@ -374,15 +374,21 @@ def at_word(adapter, rows, i, target, loss):
     return (grad*path.word_of(i)[..., None]).sum(1).mean(0)
 
 
+def mean_within(values, seed=0):
+    "Mean and its bootstrap interval of 95 %, of few values too: a short form has no more."
+    values = np.asarray(values)
+    draws = np.random.default_rng(seed).choice(values, (2000, len(values))).mean(1)
+    return {k: round(float(x), 4) for k, x in dict(mean=values.mean(), low=np.quantile(draws, .025), high=np.quantile(draws, .975)).items()}
+
+
 def summary(found, seed=0):
     "Mean over texts, 95 % bootstrap interval over texts; by whether the slot's word has equal counts."
     def mean(rows):
         if not rows: return None
         by = {}
         for r in rows: by.setdefault(r["text"], []).append(r["spearman"])
-        m = np.array([np.mean(v) for v in by.values()])
-        draws = np.random.default_rng(seed).choice(m, (2000, len(m))).mean(1)
-        return dict(spearman=round(float(m.mean()), 4), low=round(float(np.quantile(draws, .025)), 4), high=round(float(np.quantile(draws, .975)), 4), slots=len(rows), texts=len(m))
+        found = mean_within([np.mean(v) for v in by.values()], seed)
+        return dict(spearman=found.pop("mean"), **found, slots=len(rows), texts=len(by))
     equal = lambda r: r["counts"][0] == r["counts"][1]
     long = lambda r: max(r["counts"]) > 4
     return dict(all=mean(found), equal=mean([r for r in found if equal(r)]), unequal=mean([r for r in found if not equal(r) and not long(r)]), beyond_4=mean([r for r in found if long(r)]),
