@@ -2,6 +2,7 @@
 PYTHON ?= python3
 PHOTO  ?=
 DEVICE ?= cpu
+JOBS   ?= 2
 BIN    := .venv/bin
 STAMP  := .venv/.fuse_nb-setup
 
@@ -29,8 +30,8 @@ demo: setup ## caption a photograph: make demo PHOTO=path (default: scikit-image
 lint: setup ## line length, one statement a line, unused names, likely bugs, in notebooks and package
 	$(BIN)/ruff check nbs fuse_nb
 
-test: setup ## run the tests, every notebook, and the drift checks
-	$(BIN)/python -m pytest -q tests
+test: setup ## run the tests, every notebook, and the drift checks, in JOBS processes (2)
+	$(BIN)/python -m pytest -q tests -n $(JOBS) --dist loadgroup
 
 notebooks: setup ## export the package from the notebooks, run them all in place, and clean them
 	$(BIN)/nbdev_export

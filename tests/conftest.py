@@ -8,6 +8,18 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")        # threads of several test p
 import pytest
 
 
+def pytest_collection_modifyitems(items):
+    """With several processes (`pytest -n 2 --dist loadgroup`) a file's tests stay together, so that what they share is made once;
+    the notebooks share nothing, so each is free to run where there is room."""
+    for item in items:
+        own = item.get_closest_marker("shares_nothing")
+        item.add_marker(pytest.mark.xdist_group(item.nodeid if own else item.path.name))
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "shares_nothing: may run in another process than the rest of its file")
+
+
 @pytest.fixture
 def own_cache(tmp_path, monkeypatch):
     "A cache folder that no other test sees; `pytestmark = pytest.mark.usefixtures('own_cache')` gives one to each test of a file."

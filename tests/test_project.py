@@ -49,6 +49,7 @@ def as_a_student_runs_it(nb, path):
     return nb
 
 
+@pytest.mark.shares_nothing
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_notebook_runs_without_its_answers_and_its_exercises_refuse_wrong_ones(path):
     nb = as_a_student_runs_it(nbformat.read(path, as_version=4), path)
