@@ -205,6 +205,13 @@ def bos_ids(self: CausalLM) -> list[int]:
 
 
 @patch(as_prop=True)
+def closing(self: CausalLM) -> int:
+    "How many tokens its tokenizer puts after every text by itself; no loss reads them."
+    bare, full = (self.tokenizer("a", add_special_tokens=s)["input_ids"] for s in (False, True))
+    return len(full) - len(bare) - len(self.bos_ids)
+
+
+@patch(as_prop=True)
 def cacheable(self: CausalLM) -> bool:
     "Whether what was read is kept; if not, `extend` reads it again."
     return self.family.cache != "none"

@@ -200,6 +200,9 @@ def result(self: Ledger) -> Result:
     "The best so far. Raises `ValueError` if there is none, and says why."
     if self.best is None:
         told = "allow more steps or candidates"
+        if self.dropped and not self.evaluations:
+            told = "every text that was tried is read with other tokens than it was written with: "
+            told += "allow more steps or candidates, or begin init with a space"
         if self.stopped == "no candidates survive" and not survivors(self.source, [self.left]):
             told = "the prefix itself does not survive decoding and encoding"
         why = "" if self.stopped == "steps" else f" ({self.stopped})"

@@ -75,3 +75,18 @@ def test_embeddings_of_ids_as_tensor_or_array_are_the_same(made):
     adapter, embeds, ids = made
     one = bridge(adapter, embeds[0, :len(ids[0])], ids[0])[0]
     for same in (torch.tensor(ids[0]), np.array(ids[0]), tuple(ids[0])): assert torch.equal(one, bridge(adapter, embeds[0, :len(ids[0])], same)[0])
+
+
+def test_a_causal_target_reads_no_end_token_that_its_tokenizer_would_add(made):
+    "No loss reads one either, so the gradient would be of another text."
+    from fuse_nb import CausalLM
+    from test_models import byte_bpe, causal
+    lm = made[0].source
+    ending = CausalLM("ending", causal("llama"), byte_bpe("<bos> $A <eos>"), "cpu")
+    assert ending.tokenizer("a")["input_ids"][-1] == 3 and ending.closing == 1 and lm.closing == 0
+    adapter = adapter_of(lm, ending, {l: torch.randn(32, 32, l) for l in (1, 2, 3)})
+    texts = ["a photo of a cat", "two dogs"]
+    assert route(adapter, lm.tokenize(texts)).target_ids == ending.tokenize(texts)
+    assert route(adapter, lm.tokenize(texts), "so ", " it is").target_ids == ending.tokenize([f"so {t} it is" for t in texts])
+    embeds, mask = bridge(adapter, lm.embed(lm.pad(lm.tokenize(texts))[0]), lm.tokenize(texts))
+    assert mask.sum(1).tolist() == [len(ids) for ids in ending.tokenize(texts)]

@@ -242,6 +242,14 @@ def test_a_start_that_glues_is_never_a_result(kind):
         assert r.loss == pytest.approx(loss.exact_ids([lm.tokenizer(r.text)["input_ids"]]).item(), abs=1e-4)
 
 
+def test_a_start_that_glues_says_what_to_do():
+    "More steps are no cure where the one text that was tried is read with other tokens."
+    lm = source_of("gpt2")
+    objective = Objective(Term(TargetText(lm, " a dog")), source=lm)
+    with pytest.raises(ValueError, match="read with other tokens than it was written with.*begin init with a space"):
+        SEARCHES["pez"](steps=1).minimize(objective, "a ca", init="t")
+
+
 def test_a_start_is_tokenized_with_what_stands_around_it():
     lm = small(breaks(), "breaks")
     seen = []
