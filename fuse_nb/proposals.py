@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from fastcore.basics import patch
 from torch import Tensor
-from .tokens import decoded, token_strings
+from .tokens import decoded
 from .slots import State
 from .autodan import AutoDAN
 from .residual import Directions, after_words, gains
@@ -32,42 +32,41 @@ def after(self: Attempt, text: str) -> Tensor:  # (n + 1, V)
 @patch
 def likely(
     self: Attempt, texts: Sequence[str], fits: Tensor, n: int, kind: Directions
-) -> list[list[int]]:  # for each text n of the tokens, the first the most wanted
-    "The tokens that texts of one length lack most, a little by how they fit."
+) -> list[list[int]]:  # for each text n places in `kind`, the first the most wanted
+    "The words, or pieces, that texts of one length lack most, a little by how they fit."
     goal, known = self.goal.features, self.goal.vectors
     now = torch.stack([known.get(t, torch.zeros_like(goal)) for t in texts])
     places = len(texts[0].split()) + 1
     told = gains(goal, now, kind.rows, (0.5 / places, 1 / places)).cpu()
     told = self.by.similarity * told + self.by.fluency / (5 * places) * fits[..., kind.ids]
-    return kind.ids[told.topk(min(n, len(kind.ids))).indices].tolist()
+    return told.topk(min(n, len(kind.ids))).indices.tolist()
 
 # %% ../nbs/67_proposals.ipynb #abee45ba
 @patch
 def inserted(self: Attempt, text: str, n: int) -> list[str]:
     "The text with a word more, in the place that the language model likes best, or with a piece."
     words, logprobs, (whole, pieces) = text.split(), self.after(text), self.by.directions
-    strings, fits = token_strings(self.by.lm), logprobs.amax(0)
-    found = []
-    for v in self.likely([text], fits, n, whole)[0]:
-        at = int(logprobs[:, v].argmax())
-        found.append(" ".join(words[:at] + [strings[v].strip()] + words[at:]))
-    if words and len(pieces.ids):
-        for v in self.likely([text], fits, max(2, n // 4), pieces)[0]:
-            at = int(logprobs[1:, v].argmax())
-            found.append(" ".join(words[:at] + [words[at] + strings[v]] + words[at + 1 :]))
+    fits, found = logprobs.amax(0), []
+    for k in self.likely([text], fits, n, whole)[0]:
+        at = int(logprobs[:, whole.ids[k]].argmax())
+        found.append(" ".join(words[:at] + [whole.strings[k]] + words[at:]))
+    if words and pieces.strings:
+        for k in self.likely([text], fits, max(2, n // 4), pieces)[0]:
+            at = int(logprobs[1:, pieces.ids[k]].argmax())
+            found.append(" ".join(words[:at] + [words[at] + pieces.strings[k]] + words[at + 1 :]))
     return found
 
 
 @patch
 def exchanged(self: Attempt, text: str, n: int) -> list[str]:
     "The text without each of its words, and with others in its place."
-    words, strings = text.split(), token_strings(self.by.lm)
+    words, whole = text.split(), self.by.directions[0]
     without = [" ".join(words[:i] + words[i + 1 :]) for i in range(len(words))]
     found = [t for t in without if t]
     self.goal.exact(found[: self.room()])
-    others = self.likely(without, self.after(text)[:-1], n, self.by.directions[0])
-    for i, tokens in enumerate(others):
-        found += [" ".join([*words[:i], strings[v].strip(), *words[i + 1 :]]) for v in tokens]
+    others = self.likely(without, self.after(text)[:-1], n, whole)
+    for i, some in enumerate(others):
+        found += [" ".join([*words[:i], whole.strings[k], *words[i + 1 :]]) for k in some]
     return found
 
 # %% ../nbs/67_proposals.ipynb #f4b4ec36

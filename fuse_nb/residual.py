@@ -7,15 +7,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from .checks import check_tensor
+from .store import cached
 from .causal import CausalLM
 from .encoders import TextEncoder
-from .tokens import given_tokens, token_strings
+from .tokens import _key, allowed_tokens, given_tokens, token_strings
 from .tables import Tables
 
 # %% auto #0
-__all__ = ['gains', 'Directions', 'directions', 'after_words']
+__all__ = ['gains', 'own_table', 'Directions', 'directions', 'after_words']
 
 # %% ../nbs/64_residual.ipynb #f828b854
 def gains(
@@ -32,41 +34,93 @@ def gains(
     return torch.stack(each).amax(0)
 
 # %% ../nbs/64_residual.ipynb #4e393f61
+@torch.no_grad()
+def own_table(
+    encoder: TextEncoder,   # whose tokens
+    frame: str,             # what stands before each
+    batch_size: int = 256,  # tokens at a time
+) -> Tensor:                # (V, d_out) float32 on the host
+    "The encoder's output for each of its own tokens, made once for all searches."
+    from tqdm import tqdm
+
+    ids = encoder.tokenize([encoder.settings.prompt + frame])[0]
+    special, every = set(encoder.tokenizer.all_special_ids), range(len(encoder.embedding_table))
+    end = 1 + max(i for i, v in enumerate(ids) if v not in special)
+
+    def read(some: range) -> Tensor:
+        rows = torch.tensor([ids[:end] + [v] + ids[end:] for v in some], device=encoder.device)
+        return encoder.features(encoder.embed(rows)).half().cpu()
+
+    def make() -> Tensor:
+        batches = [every[i : i + batch_size] for i in range(0, len(every), batch_size)]
+        what = f"own tokens of {encoder.name}"
+        return torch.cat([read(b) for b in tqdm(batches, desc=what, leave=False, disable=None)])
+
+    load = lambda folder: load_file(folder / "own.safetensors")["rows"]
+    save = lambda rows, folder: save_file({"rows": rows}, folder / "own.safetensors")
+    return cached(f"tables/own-{_key(encoder, frame)}", load, make, save).float()
+
+# %% ../nbs/64_residual.ipynb #9a18e6d9
 @dataclass
 class Directions:
-    "What tokens of a language model add to an encoder's embeddings."
+    "What words, or pieces of words, add to an encoder's embeddings."
 
-    ids: Tensor   # (n,) which tokens
-    rows: Tensor  # (n, d) of length 1
+    strings: list[str]  # n of them, as they are put into a text
+    ids: Tensor         # (n,) the language model's token that each begins with
+    rows: Tensor        # (n, d_out) of length 1
 
 
 def directions(
     lm: CausalLM,          # whose tokens
-    encoder: TextEncoder,  # whose embeddings
+    encoder: TextEncoder,  # whose tokens, and embeddings
     tables: Tables,        # where the table of words is kept, and this one
-    allowed: Tensor,       # (V,) bool: which tokens may be chosen
-) -> tuple[Directions, Directions]:  # tokens that begin a word; tokens that go on with one
+    allowed: Tensor,       # (V,) bool: which tokens of the language model may be chosen
+) -> tuple[Directions, Directions]:  # words; pieces that go on with one
     "The directions of two models, made once."
     kind = "directions", allowed.cpu().numpy().tobytes()
-    return tables.once(kind, (lm, encoder), lambda: _made(lm, tables.words(lm, encoder), allowed))
+    return tables.once(kind, (lm, encoder), lambda: _made(lm, encoder, tables, allowed))
 
-# %% ../nbs/64_residual.ipynb #9a18e6d9
-def _made(lm: CausalLM, table: Tensor, allowed: Tensor) -> tuple[Directions, Directions]:
-    strings, bare = token_strings(lm), [s.strip() for s in token_strings(lm)]
-    found = []
-    for space in (" ", ""):
-        mine = [i for i, s in enumerate(strings) if bare[i] and s == space + bare[i] and allowed[i]]
-        ids = torch.tensor(_first_read(mine, bare, table), dtype=torch.long)
-        rows = table[ids.to(table.device)].float()
-        found.append(Directions(ids, F.normalize(rows - rows.mean(0), dim=1)))
-    return tuple(found)
+# %% ../nbs/64_residual.ipynb #d90a5e13
+def _candidates(model: CausalLM | TextEncoder, may: Tensor, space: str) -> dict[int, str]:
+    "The bare strings of the tokens that begin a word (after a space), or of those that do not."
+    told = enumerate(token_strings(model))
+    return {i: s.strip() for i, s in told if may[i] and s.strip() and s == space + s.strip()}
 
 
-def _first_read(ids: list[int], bare: list[str], table: Tensor) -> list[int]:
+def _first_read(ids: list[int], bare: dict[int, str], table: Tensor) -> list[int]:
     "Tokens whose row no other of these has; of equal ones that in small letters."
     keys = (table[:, :8].float() * 1e4).round().int().tolist()
     small_first = sorted(ids, key=lambda i: (bare[i] != bare[i].lower(), i))
     return sorted({tuple(keys[i]): i for i in reversed(small_first)}.values())
+
+
+def _first_tokens(lm: CausalLM, space: str, strings: list[str]) -> Tensor:  # (n,)
+    "The token with which the language model begins to write each."
+    whole = {s: i for i, s in enumerate(token_strings(lm))}
+    spelled = lm.tokenizer([space + s for s in strings], add_special_tokens=False)["input_ids"]
+    first = [whole.get(space + s, ids[0]) for s, ids in zip(strings, spelled)]
+    return torch.tensor(first, dtype=torch.long)
+
+# %% ../nbs/64_residual.ipynb #b1f0c6d2
+def _made(
+    lm: CausalLM, encoder: TextEncoder, tables: Tables, allowed: Tensor
+) -> tuple[Directions, Directions]:
+    own, words = own_table(encoder, tables.frame), tables.words(lm, encoder).cpu()
+    sides = (encoder, own, allowed_tokens(encoder)), (lm, words, allowed)
+    found = []
+    for space in (" ", ""):
+        strings, rows = [], []
+        for model, table, may in sides:
+            have = set(strings)
+            mine = _candidates(model, may, space)
+            new = [i for i in mine if mine[i].lower() not in have]
+            new = _first_read(new, mine, table)
+            strings += [mine[i] for i in new]
+            rows.append(table[torch.tensor(new, dtype=torch.long)].float())
+        rows = torch.cat(rows)
+        rows = F.normalize(rows - rows.mean(0), dim=1).to(encoder.device)
+        found.append(Directions(strings, _first_tokens(lm, space, strings), rows))
+    return tuple(found)
 
 # %% ../nbs/64_residual.ipynb #2ae120c9
 @torch.no_grad()

@@ -10,9 +10,9 @@ import torch
 from fuse_nb import cli
 from fuse_nb.embeddings import embedding_of, invert_all, read_embeddings
 from fuse_nb.inversion import Attempt, Inversion, Inverter, Watched, check_embedding, invert, moved
-from fuse_nb.residual import Directions, after_words, directions, gains
+from fuse_nb.residual import Directions, after_words, directions, gains, own_table
 from fuse_nb.tables import Tables
-from fuse_nb.tokens import token_strings
+from fuse_nb.tokens import allowed_tokens, token_strings
 from test_search import adapter_of, source_of
 
 pytest.importorskip("transformers")
@@ -141,19 +141,33 @@ def test_where_embeddings_are_sums_the_first_word_proposed_is_the_missing_one(by
     attempt = Attempt(by, e, 500, 60.0, 0)
     attempt.goal.vectors["two words"] = torch.nn.functional.normalize(rows[3] + rows[11], dim=0)
     fits = torch.zeros(len(by.allowed))
-    assert attempt.likely(["two words"], fits, 3, Directions(torch.arange(100, 130), rows))[0][0] == 107
+    assert attempt.likely(["two words"], fits, 3, Directions(list(map(str, range(30))), torch.arange(100, 130), rows))[0][0] == 7
 
 
-def test_tokens_that_are_read_alike_are_proposed_once(by):
+def test_words_and_pieces_are_the_encoders_own_and_read_alike_once(by):
     whole, pieces = directions(by.lm, by.encoder, Tables(), by.allowed)
-    strings = token_strings(by.lm)
-    assert all(strings[i] == " " + strings[i].strip() for i in whole.ids.tolist())
-    assert all(strings[i] == strings[i].strip() for i in pieces.ids.tolist())
-    assert by.allowed[whole.ids].all() and by.allowed[pieces.ids].all()
-    for kind in (whole, pieces):
+    strings, own = token_strings(by.lm), token_strings(by.encoder)
+    for kind, space in ((whole, " "), (pieces, "")):
+        assert all(not s[:1].isspace() and s.strip() == s for s in kind.strings) and len(set(kind.strings)) == len(kind.strings)
+        mine = {s.strip() for s, ok in zip(own, allowed_tokens(by.encoder)) if ok and s == space + s.strip()}
+        others = {s.strip() for s, ok in zip(strings, by.allowed) if ok and s == space + s.strip()}
+        assert mine <= set(kind.strings) <= mine | others
+        spelled = by.lm.tokenizer([space + s for s in kind.strings], add_special_tokens=False)["input_ids"]
+        assert kind.ids.tolist() == [ids[0] for ids in spelled]
         alike = (kind.rows @ kind.rows.T).fill_diagonal_(0)
         assert len(kind.ids) < 2 or alike.max() < 1 - 1e-6
         torch.testing.assert_close(kind.rows.norm(dim=1), torch.ones(len(kind.ids)))
+
+
+def test_the_encoders_own_tokens_are_read_as_tokens_in_the_frame(by):
+    "A piece stays a piece: the row is that of the ids, as the encoder's own model reads them."
+    table, encoder = own_table(by.encoder, "a photo of"), by.encoder
+    ids, special = encoder.tokenize(["a photo of"])[0], encoder.tokenizer.all_special_ids
+    assert ids[-1] in special and ids[-2] not in special and len(table) == len(encoder.embedding_table)
+    for v in (7, 30, len(table) - 1):
+        row = torch.tensor([ids[:-1] + [v] + ids[-1:]])
+        hidden = encoder.model(input_ids=row).last_hidden_state[0].mean(0)
+        torch.testing.assert_close(table[v], torch.nn.functional.normalize(hidden, dim=0), atol=2e-3, rtol=0)
 
 
 def test_after_words_are_the_models_own_log_probabilities(by):
