@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np, torch
 
+from fuse_nb.agreement import rank_correlation
 from fuse_nb.causal import CausalLM
 from fuse_nb.combined import Combined
 from fuse_nb.encoders import TextEncoder
@@ -64,7 +65,6 @@ WAYS |= {"default and log-probability": WithLM, "16 tried, 4 gradients, log-prob
 WAYS |= {"default without the word table": lambda: Dropped(drop=(1, 2, "table")), "default without the spelling tangent": lambda: Dropped(drop=(3, 4)), "default without the adapter's tangent": lambda: Dropped(drop=(5,))}
 
 
-def spearman(a, b): return float(np.corrcoef(np.argsort(np.argsort(a)), np.argsort(np.argsort(b)))[0, 1])
 
 
 @torch.no_grad()
@@ -98,7 +98,7 @@ def measured(pairs, ways, lm, encoder, adapter):
             p = ranker.predict(term, fresh)
             seconds[name] += time.process_time() - start
             p = p[sample].cpu().numpy()
-            rows[name].append([round(spearman(p[m], exact[m]), 4) for m in (np.ones_like(b), b, ~b)])
+            rows[name].append([round(rank_correlation(p[m], exact[m]), 4) for m in (np.ones_like(b), b, ~b)])
     return [dict(ranker=n, passes=round(seconds[n]/len(pairs)/(unit/parts), 1), **summary(rows[n]), rows=rows[n]) for n in ways]
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from fuse_nb.agreement import FEWEST, interval
 from fuse_nb.autodan import AutoDAN
 from fuse_nb.captioning import Captioner
 from fuse_nb.combined import Combined
@@ -70,11 +71,9 @@ def measure(photos, methods, budgets, log, as_is=False, seed=0):
     return [done[w] for w in wanted]
 
 
-def interval(values, seed=0):
-    "Bootstrap interval (95 %) of a mean over photographs."
-    values = np.asarray(values, float)
-    draws = np.random.default_rng(seed).integers(0, len(values), (4000, len(values)))
-    return [round(float(x), 4) for x in np.quantile(values[draws].mean(1), [0.025, 0.975])]
+def ends(values):
+    "The ends of the bootstrap interval (95 %) of a mean over photographs; too few have none."
+    return [round(x, 4) for x in interval(values, draws=4000)[1:]] if len(values) >= FEWEST else None
 
 
 def summary(rows, references):
@@ -84,7 +83,7 @@ def summary(rows, references):
     for (method, budget), mine in groups.items():
         report = score_report({r["photo"]: r["text"] for r in mine}, {r["photo"]: references[r["photo"]] for r in mine}, metrics=["METEOR", "CIDEr"])
         loss = {r["photo"]: r["loss"] for r in mine}
-        row = dict(method=method, budget=budget, n=len(mine), objective=round(float(np.mean(list(loss.values()))), 4), objective_interval=interval(list(loss.values())))
+        row = dict(method=method, budget=budget, n=len(mine), objective=round(float(np.mean(list(loss.values()))), 4), objective_interval=ends(list(loss.values())))
         row |= {k: round(float(np.mean([r[k] for r in mine])), 4) for k in ("image", "evaluations", "seconds")}
         for metric in ("METEOR", "CIDEr"):
             row[metric] = round(100*report.scores[metric], 2)
