@@ -57,12 +57,8 @@ class Model:
 
 # %% ../nbs/31_causal.ipynb #00c81dea
 @patch
-def remember(
-    self: Model,
-    key: object,                    # a name of the caller's, hashable
-    make: Callable[[], object],     # works the thing out
-) -> object:
-    "What `make` gave for this key, worked out once and kept as long as the model."
+def remember(self: Model, key: object, make: Callable[[], object]) -> object:
+    "What `make` gave for this hashable key, worked out once and kept as long as the model."
     if key not in self._remembered:
         self._remembered[key] = make()
     return self._remembered[key]
@@ -102,10 +98,8 @@ def _checked(self: Model, ids: Tensor | Sequence) -> Tensor:
     if ids.is_floating_point() and ids.numel():
         raise TypeError(f"token ids must be whole numbers, got {shown(ids)}")
     if ids.device.type == "cpu" and ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < V:
-        raise ValueError(
-            f"{self.name}: token ids must be from 0 to {V - 1}, "
-            f"got ids from {int(ids.min())} to {int(ids.max())}"
-        )
+        raise ValueError(f"{self.name}: token ids must be from 0 to {V - 1}, "
+                         f"got ids from {int(ids.min())} to {int(ids.max())}")
     return ids.long()
 
 
@@ -115,9 +109,8 @@ def check_length(self: Model, n: int) -> None:
     if n < 1:
         raise ValueError(f"{self.name}: the text has no tokens")
     if n > self.max_length:
-        raise ValueError(
-            f"{self.name}: the text has {n} tokens, the model takes {self.max_length} at most"
-        )
+        raise ValueError(f"{self.name}: the text has {n} tokens, "
+                         f"the model takes {self.max_length} at most")
 
 # %% ../nbs/31_causal.ipynb #3041022e
 @patch
@@ -337,9 +330,8 @@ def extend(
     if new_ids.ndim == 1:
         new_ids = new_ids[:, None]
     if len(rows) != len(new_ids):
-        raise ValueError(
-            f"rows and new_ids must be of one length, got {len(rows)} and {len(new_ids)}"
-        )
+        raise ValueError("rows and new_ids must be of one length, "
+                         f"got {len(rows)} and {len(new_ids)}")
     self.check_length(cache.get_seq_length() + new_ids.shape[1])
     last = new_ids.shape[1] if every else keep or 1
     rows, new_ids = send(self.device, torch.as_tensor(rows, dtype=torch.long), new_ids)
