@@ -76,7 +76,7 @@ class Inverter:
     judged: int = 4           # texts that the language model reads, a round
     steps: int = 32           # tokens of a text at most
     patience: int = 2         # added tokens without a gain, before a text is grown
-    restarts: int = 100       # times at most that a third of the words is thrown away
+    restarts: int = 12        # times at most that a third of the words is thrown away
     openings: Sequence[str] = ("", "The", "A", "I")  # what texts begin with, one after the other
 
     def __post_init__(self):
