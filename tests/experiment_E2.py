@@ -76,8 +76,16 @@ def ends(values):
     return [round(x, 4) for x in interval(values, draws=4000)[1:]] if len(values) >= FEWEST else None
 
 
+def paired(loss, others):
+    "The mean difference of the objective, photograph by photograph, with its interval; None where no photograph has both."
+    other = {r["photo"]: r["loss"] for r in others if r["photo"] in loss}
+    if not other: return None
+    against = compare_values({k: v for k, v in loss.items() if k in other}, other)
+    return {k: round(against[k], 4) for k in ("difference", "low", "high", "p")}
+
+
 def summary(rows, references):
-    "One row for a method and a budget: scores, means, and the objective against `lm` photograph by photograph."
+    "One row for a method and a budget: scores, means, and the objective against `lm` and `words` photograph by photograph."
     groups, out = defaultdict(list), []
     for r in rows: groups[r["method"], r["budget"]].append(r)
     for (method, budget), mine in groups.items():
@@ -88,9 +96,7 @@ def summary(rows, references):
         for metric in ("METEOR", "CIDEr"):
             row[metric] = round(100*report.scores[metric], 2)
             row[metric + "_interval"] = [round(100*x, 2) for x in report.intervals[metric][:2]]
-        if (lm := {r["photo"]: r["loss"] for r in groups["lm", budget] if r["photo"] in loss}) and method != "lm":
-            against = compare_values({k: v for k, v in loss.items() if k in lm}, lm)
-            row["against_lm"] = {k: round(against[k], 4) for k in ("difference", "low", "high", "p")}
+        row |= {f"against_{base}": paired(loss, groups[base, budget]) for base in ("lm", "words") if method != base}
         out.append(row)
     return out
 
