@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 import fuse_nb.search as search_room
-from fuse_nb.autodan import AutoDAN
+from fuse_nb.autodan import AutoDAN, Node, _Walk
 from fuse_nb.combined import ridge_fit
 from fuse_nb.gradient import bridge
 from fuse_nb.gram import ConditionWarning, GramAccumulator
@@ -23,14 +23,15 @@ from fuse_nb.ranking import LM, Fuse, calibrate
 from fuse_nb.ridge import ridge_path
 from fuse_nb.search import Ledger
 from fuse_nb.slots import State, spelled_apart, tangents
-from fuse_nb.spectrum import from_spectrum
+from fuse_nb.spectrum import check_tubes, from_spectrum, to_spectrum
 from fuse_nb.spelling import check_shares, ids_of_words
-from fuse_nb.swaps import GCG, RandomSearch
-from fuse_nb.tokens import decoded
+from fuse_nb.swaps import GCG, PEZ, RandomSearch, _Wander
+from fuse_nb.tokens import allowed_tokens, decoded, survivors
 from fuse_nb.tproduct import bcirc, fold, teye, tprod, unfold
 from fuse_nb.vocabulary import word_ids
 from fuse_nb.words import Word, split
 from test_search import close, made, own_cache, source_of, state_of  # noqa: F401 (fixtures)
+from test_tokens import small
 
 
 def drawn(*shape, seed=0): return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
@@ -201,6 +202,18 @@ def test_a_middling_condition_asks_for_no_singular_values(monkeypatch):
 def test_an_identity_of_no_rows(): assert teye(0, 3).shape == (0, 0, 3)
 
 
+@pytest.mark.parametrize("l", (1, 2, 5))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.complex64))
+def test_an_empty_tensor_has_as_many_frequencies_as_others(l, dtype):
+    full, empty = to_spectrum(torch.ones(2, 3, l, dtype=dtype)), to_spectrum(torch.ones(2, 0, l, dtype=dtype))
+    assert empty.dtype == full.dtype and empty.shape == (len(full), 2, 0)
+
+
+def test_tubes_of_no_length_are_refused():
+    with pytest.raises(ValueError, match="tubes of length l >= 1"): to_spectrum(torch.zeros(2, 3, 0))
+    assert check_tubes("M", torch.zeros(2, 0), dims=2).shape == (2, 0)     # a matrix has none
+
+
 # ---------------------------------------------------------------- words and spellings
 
 def test_a_special_word_in_front_covers_no_whitespace_word(made):
@@ -316,3 +329,69 @@ def test_a_start_that_glues_to_the_prefix_is_spelled_by_itself(made):
     start = search_room._given_start(books, "oto of a cat")
     assert decoded(lm, [start]) == ["oto of a cat"]
     assert lm.tokenize(["a photo of a cat"])[0] != books.left + start     # it does glue
+
+
+def test_a_search_that_found_nothing_says_why(made):
+    lm = made["gpt2"]
+    whole, broken = lm.tokenize(["the dog"])[0], [lm.tokenize([c])[0][-1] for c in "the"]
+    assert survivors(lm, [whole]) and not survivors(lm, [broken])
+
+    def told(left, stopped, dropped, evaluations):
+        books = Ledger(RandomSearch(), Objective(Term(lm)), "the dog")
+        books.left, books.stopped, books.dropped, books.evaluations = left, stopped, dropped, evaluations
+        with pytest.raises(ValueError, match="nothing was found in 0 steps") as e: books.result()
+        said = ("the prefix itself does not survive", "every text that was tried")
+        return [i for i, part in enumerate(said) if part in str(e.value)]
+    assert told(broken, "no candidates survive", 3, 0) == [0]
+    assert told(whole, "no candidates survive", 3, 0) == told(broken, "steps", 3, 0) == [1]
+    assert told(whole, "steps", 3, 2) == told(whole, "steps", 0, 0) == told(broken, "evaluations", 0, 2) == []
+
+
+@pytest.mark.parametrize("room", range(10))
+def test_as_many_texts_are_ranked_as_the_budget_has_room_for(room):
+    ranker = SimpleNamespace(tries=lambda terms, states: 2)
+    walk = SimpleNamespace(ranker=ranker, terms=[], books=SimpleNamespace(room=lambda: room))
+    by, texts, tries = _Walk.within_budget(walk, list("abcd"))
+    if room < 2: assert isinstance(by, LM) and (texts, tries) == (["a"], 0)
+    else: assert by is ranker and (texts, tries) == (list("abcd")[: room // 2], 2)
+
+
+@pytest.mark.parametrize("alive, room, why", [(0, 5, "no candidates survive"), (0, 0, "evaluations"), (2, 0, "evaluations"), (2, 1, None)])
+def test_a_step_without_texts_says_what_it_lacks(alive, room, why):
+    said = []
+    books = SimpleNamespace(surviving=lambda rows: range(alive), room=lambda: room, right=[], lost=0, stop=said.append)
+    kept = _Walk.kept(SimpleNamespace(books=books), [Node([1], 0.0, 1), Node([2], 0.0, 1)])
+    assert said == ([why] if why else []) and len(kept) == min(alive, room)
+
+
+def test_a_vector_is_projected_to_the_token_of_its_direction_however_long_others_are(own_cache):
+    lm = source_of("gpt2")
+    objective, prefix, now = Objective(Term(lm)), "a photo of", lm.tokenizer(" a dog ran")["input_ids"]
+    with torch.no_grad(): lm.embedding_table[now] *= 0.1
+    assert PEZ(steps=1, progress=False).minimize(objective, prefix, init=" a dog ran").trace[0]["frontier"] == now
+    search = RandomSearch(ball="l2", radius=1)       # moved by a tenth of its length
+    walk = _Wander(search, Ledger(search, objective, prefix), allowed_tokens(lm), now)
+    assert walk.neighbour(torch.Generator().manual_seed(0)) == now
+
+
+def test_a_continued_search_has_the_budget_that_is_left(made):
+    search = RandomSearch(steps=1, candidates=4, length=3, max_evaluations=9, progress=False)
+    objective = Objective(Term(made["gpt2"]))
+    r = search.minimize(objective, "a photo of")
+    assert "lost" not in r.trace[-1] and Ledger(search, objective, "a photo of", resume=r).room() == 9 - r.evaluations > 0
+    r.trace[-1]["lost"] = 2
+    assert Ledger(search, objective, "a photo of", resume=r).room() == 9 - r.evaluations - 2
+
+
+@pytest.mark.parametrize("begun", (True, False))
+def test_a_start_is_spelled_in_its_place_behind_a_begin_token_or_without(begun):
+    letters = ["<s>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "ĊĊ"]
+    k = Tokenizer(models.BPE({c: i for i, c in enumerate(letters)}, [("Ċ", "Ċ")]))
+    k.pre_tokenizer, k.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    k.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 0)])
+    lm = small(PreTrainedTokenizerFast(tokenizer_object=k, bos_token="<s>"), "begins")
+    books = Ledger(RandomSearch(), Objective(Term(lm)), "a", "b")
+    whole = lm.tokenize(["a\n\nb"])[0]                  # the second line break stands with the b
+    assert books.left == [0, *lm.tokenizer("a", add_special_tokens=False)["input_ids"]]
+    if not begun: books.left, books.start = books.left[1:], 1        # as a chat template may give it
+    assert search_room._given_start(books, "\n\n") == whole[2:-1] == 2 * lm.tokenizer("\n", add_special_tokens=False)["input_ids"]
