@@ -25,7 +25,7 @@ from fuse_nb.search import Ledger
 from fuse_nb.slots import State, spelled_apart, tangents
 from fuse_nb.spectrum import check_tubes, from_spectrum, to_spectrum
 from fuse_nb.spelling import check_shares, ids_of_words
-from fuse_nb.swaps import GCG, PEZ, RandomSearch, _Wander
+from fuse_nb.swaps import GCG, PEZ, RandomSearch, _nearest, _Wander
 from fuse_nb.tokens import allowed_tokens, decoded, survivors
 from fuse_nb.tproduct import bcirc, fold, teye, tprod, unfold
 from fuse_nb.vocabulary import word_ids
@@ -395,3 +395,18 @@ def test_a_start_is_spelled_in_its_place_behind_a_begin_token_or_without(begun):
     assert books.left == [0, *lm.tokenizer("a", add_special_tokens=False)["input_ids"]]
     if not begun: books.left, books.start = books.left[1:], 1        # as a chat template may give it
     assert search_room._given_start(books, "\n\n") == whole[2:-1] == 2 * lm.tokenizer("\n", add_special_tokens=False)["input_ids"]
+
+
+def test_the_nearest_token_is_that_of_the_smallest_angle():
+    x, table = drawn(5, 8) * torch.tensor([0.01, 1, 5, 20, 100])[:, None], drawn(40, 8, seed=1)
+    unit = table / table.norm(dim=1, keepdim=True)
+    assert torch.equal(_nearest(x, unit), torch.cosine_similarity(x[:, None], table[None], dim=-1).argmax(1))
+
+
+@pytest.mark.parametrize("seconds, read", [(None, 70), (3600, 70), (1e-9, 32)])
+def test_a_limit_of_time_stops_between_batches(made, seconds, read):
+    lm = made["gpt2"]
+    books = Ledger(RandomSearch(max_seconds=seconds), Objective(Term(lm)), "a photo of")
+    rows = [books.left + [10 + i] for i in range(70)]
+    close(books.in_time(rows).total, books.objective(rows[:read], books.start).total, 1e-4)
+    assert books.evaluations == read
