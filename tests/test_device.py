@@ -70,9 +70,8 @@ def test_a_wanted_continuation_gives_the_text_of_the_cpu(made):
     assert same(here, found)
 
 
-# The most waits and uploads of one step, as measured on 2026-11-26; of the goals, 3 and 4 (PEZ: 2 and 4), none is met, `text` misses them by one and two.
-# What is left to wait for: transformers' own look at a mask or at positions (encoders.py `_hidden` 3, 2, 1, 0; families.py `call` 0, 3, 2, 1),
-# losses of each term and evaluation that come down, AutoDAN's log-probabilities, kernel and ranking, GCG's lists. Uploads: a batch is one, index and labels are others.
+# The most waits and uploads of one step, as measured on 2026-11-26; the goals, 3 and 4 (PEZ: 2 and 4), are not met. Who asks, and what for, stands in chapter 60,
+# from data/waits.json (`python tests/waits.py`).
 CEILING = {"combined": (9, 7), "gcg": (10, 9), "pez": (7, 5), "text": (4, 6)}
 
 
