@@ -82,7 +82,8 @@ def route(
     options = dict(add_special_tokens=True, truncation=True, max_length=adapter.target.max_length)
     target = word_index(adapter.target.tokenizer, full, **options)
     read = [target[b][0].tolist() for b in range(len(target))]
-    target_ids = [t[: len(t) - getattr(adapter.target, "closing", 0)] for t in read]
+    unread = getattr(adapter.target, "closing", 0)  # tokenizes: once a batch
+    target_ids = [t[: len(t) - unread] for t in read]
     n, m = max(map(len, ids)), max(map(len, target_ids))
     groups = align_index(_shift(source, target, prefix), target)
     return Route(target_ids, n, _piece_positions(adapter, groups, n, m), groups)

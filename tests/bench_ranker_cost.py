@@ -65,8 +65,6 @@ WAYS |= {"default and log-probability": WithLM, "16 tried, 4 gradients, log-prob
 WAYS |= {"default without the word table": lambda: Dropped(drop=(1, 2, "table")), "default without the spelling tangent": lambda: Dropped(drop=(3, 4)), "default without the adapter's tangent": lambda: Dropped(drop=(5,))}
 
 
-
-
 @torch.no_grad()
 def slot(lm, prompt, seed, allowed):
     ids = lm.tokenize([prompt])[0]

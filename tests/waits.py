@@ -3,7 +3,7 @@
 Copies to the host, `item` and the like are waits, copies to the device uploads; each is counted for the function of fuse_nb that asked for it, in the step
 with the most waits of five, the first two left out, of tiny models of random weights: the counts are of the code, not of the weights.
 """
-from pretend import Machine  # before autograd is used: its threads are counted once
+from test_device import counted  # before autograd is used: its threads are counted once
 import argparse
 import json
 import re
@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 
 from machine import SEARCH, made
-from test_device import bridged, continued, PREFIX, search, there
 from test_models import word_pieces
 from test_search import bert, source_of
 
@@ -26,17 +25,9 @@ def models():
     return source_of("gpt2"), bert("pieces", word_pieces()), {l: torch.randn(32, 32, l) for l in (1, 2, 3)}
 
 
-def worst_step(name, lm, target, tensors):
-    "Waits and uploads of the step with the most of them, by the function that asked; the first two are left out, as they make what all share."
-    seen = []
-    with Machine(double=False) as machine:
-        on_device = {l: x.to(there(lm).device) for l, x in tensors.items()}
-        objective = continued(there(lm)) if name == "text" else bridged(there(lm), there(target), on_device)
-        optimizer = search("gcg" if name == "text" else name)
-        optimizer.steps, optimizer.callback = 5, lambda row: seen.append((Counter(machine.waits), Counter(machine.uploads)))
-        optimizer.minimize(objective, prefix=PREFIX, seed=1)
-    steps = [[after - before for before, after in zip(*two)] for two in zip(seen[1:], seen[2:])]
-    return map(by_function, max(steps, key=lambda step: [c.total() for c in step]))
+def worst_step(*run):
+    "Waits and uploads of the step with the most of them, by the function that asked."
+    return map(by_function, max(counted(*run), key=lambda step: [c.total() for c in step]))
 
 
 def by_function(counts):
