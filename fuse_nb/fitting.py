@@ -304,8 +304,9 @@ def cached(
 ) -> FuseAdapter:
     "`fit` with these options, or what an earlier run has left in the cache. Raises as `fit` does."
     options = checked_options(options)
-    prints = [provenance(m) for m in (source, target)]
-    prints = [{k: v for k, v in p.items() if k not in ("name", "revision")} for p in prints]
+    known = {role: provenance(m) for role, m in (("source", source), ("target", target))}
+    unnamed = lambda p: {k: v for k, v in p.items() if k not in ("name", "revision")}
+    prints = [unnamed(p) for p in known.values()]
     rest = {k: v for k, v in options.items() if k not in ("words", "chunk")}
     if "frequencies" in rest:
         rest["frequencies"] = np.asarray(rest["frequencies"]).tolist()
@@ -317,4 +318,4 @@ def cached(
         lambda: cls.fit(source, target, **options),
         lambda made, folder: made.save_pretrained(folder),
     )
-    return adapter.check(source, target)
+    return adapter.check(source, target, known)

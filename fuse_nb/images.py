@@ -317,7 +317,8 @@ class ConSE(ImageTextModel):
         pixels = torch.from_numpy(np.stack([_central_square(im, 224) for im in images]))
         dtype = next(self.classifier.parameters()).dtype
         x = ((pixels - 127) / 128).permute(0, 3, 1, 2).contiguous().to(self.device, dtype)
-        return self.classifier(x).float().softmax(-1)
+        parts = x.split(1 if self.device.type == "cpu" else 64)  # one picture fits a CPU's cache
+        return torch.cat([self.classifier(part) for part in parts]).float().softmax(-1)
 
     def _image_features(self, images: list[Image.Image]) -> Tensor:
         return conse(self._probabilities(images), self.class_features)

@@ -75,9 +75,14 @@ def _mismatch(role: str, expected: dict, got: dict) -> list[str]:
 
 # %% ../nbs/46_provenance.ipynb #a1fb858b
 @patch
-def check(self: FuseAdapter, source: object = None, target: object = None) -> FuseAdapter:
+def check(
+    self: FuseAdapter,
+    source: object = None,  # the models; None: not known yet
+    target: object = None,
+    prints: dict | None = None,  # role -> its `provenance`, where that was had before
+) -> FuseAdapter:
     "This adapter, bound to these models. Raises `ValueError` with all that does not fit."
-    given = {}
+    given, prints = {}, prints or {}
     for role, model in (("source", source), ("target", target)):
         if model is not None and model is not getattr(self, role):  # those it knows were checked
             check_model(role, model)
@@ -88,7 +93,7 @@ def check(self: FuseAdapter, source: object = None, target: object = None) -> Fu
     for role, model in given.items():
         if role not in self.config:
             raise ValueError(f"this adapter's config does not say what {role} it was fitted with")
-        said += _mismatch(role, self.config[role], provenance(model))
+        said += _mismatch(role, self.config[role], prints.get(role) or provenance(model))
     if said:
         raise ValueError("the adapter does not fit: " + "; ".join(said))
     bound = copy.copy(self)
