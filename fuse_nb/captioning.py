@@ -21,7 +21,7 @@ from .autodan import AutoDAN
 
 # %% auto #0
 __all__ = ['WEIGHTS', 'METHODS', 'Captioner', 'all_weights', 'check_wording', 'check_kept', 'check_there', 'draw_shares', 'draw',
-           'method_settings', 'checked_settings', 'caption']
+           'method_settings', 'load_pair', 'checked_settings', 'caption']
 
 # %% ../nbs/70_captioning.ipynb #d6ecca28
 WEIGHTS = {"fluency": 1.0, "image": 22.0, "sentiment": 4.0}  # the first two are the paper's
@@ -175,25 +175,34 @@ def method_settings(
         own["candidates"] = n + getattr(get_ranker(AutoDAN.ranker), "again", 0)
     return {"end": "."} | own | options, {"weights": weights, "scope": scope}
 
+# %% ../nbs/70_captioning.ipynb #936190b4
+def load_pair(
+    lm: str, image_model: str, device: str | None, dtype: str
+) -> tuple[CausalLM, ImageTextModel]:
+    "Both models. Raises `ValueError` for one that cannot be had, before any is loaded."
+    check_there(lm, image_model)
+    dtype = pick_dtype(dtype, device)
+    return load_in(CausalLM, lm, device, dtype), load_in(ImageTextModel, image_model, device, dtype)
+
 # %% ../nbs/70_captioning.ipynb #72bbb924
 @patch(cls_method=True)
 def from_pretrained(
     cls: Captioner,
     lm: str = "smollm2-135m",              # packaged name, folder or hub id of a language model
     image_model: str = "imagenet-minilm",  # the same of an image-text model
-    device: str | None = None, dtype: str = "float32",  # as for `pick_device`, `pick_dtype`
+    device: str | None = None,             # as for `pick_device`
+    dtype: str = "float32",                # as for `pick_dtype`
     method: str | None = None,             # a name of `METHODS`; None: the default
     adapter: str | None = None,            # folder of an adapter; None: from the cache, or fitted
     prefix: str = "An image of",           # as for `Captioner`, as are the next two
-    sentiment: str | None = None, weights: dict | None = None,
+    sentiment: str | None = None,
+    weights: dict | None = None,
     **options,                             # of AutoDAN: beam, candidates, steps, ranker, ...
 ) -> Captioner:
     "Load two models and their adapter. Raises `ValueError` or `TypeError` for what is unknown."
     settings, more = checked_settings(method, weights, **options)
     check_wording(prefix, sentiment, lm=lm, image_model=image_model)  # before anything is loaded
-    check_there(lm, image_model)
-    load = lambda kind, name: load_in(kind, name, device, pick_dtype(dtype, device))
-    source, target = load(CausalLM, lm), load(ImageTextModel, image_model)
+    source, target = load_pair(lm, image_model, device, dtype)
     fitted = adapter and FuseAdapter.from_pretrained(adapter, source, target, source.device)
     return cls(source, target, fitted, AutoDAN(**settings), prefix, sentiment, **more)
 
