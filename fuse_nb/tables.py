@@ -13,6 +13,7 @@ from torch import Tensor
 from .checks import check_count, check_number, check_text
 from .store import cached, log
 from .precision import half_of
+from .answers import in_halves
 from .causal import CausalLM
 from .tokens import token_strings, _key
 
@@ -116,10 +117,10 @@ def _read_all(
 
 # %% ../nbs/43_tables.ipynb #f6f45151
 def _reader(target, batch_size: int) -> Callable[[list[str]], Tensor]:
-    "The target's output for texts: an encoder's vectors, a classifier's logits."
-    if hasattr(target, "encode"):
-        return target.encode
-    return lambda texts: target._run(target.logits, texts, batch_size)
+    "The target's output for texts, vectors or logits; in halves where the memory is short."
+    logits = lambda texts: target._run(target.logits, texts, batch_size)
+    read = getattr(target, "encode", logits)
+    return lambda texts: torch.cat(in_halves(read, texts))
 
 # %% ../nbs/43_tables.ipynb #3af09f41
 def _checked(kept: dict[str, Tensor], read, texts: list[str]) -> dict[str, Tensor]:

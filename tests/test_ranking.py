@@ -420,6 +420,20 @@ def test_a_word_table_that_would_take_too_long_is_not_made(made, clock, caplog):
     assert len(again.read) == 1
 
 
+def test_a_word_table_is_made_in_halves_where_the_memory_is_short(made, clock):
+    sizes = []
+    class Small(Slow):
+        def encode(self, texts, batch_size=64):
+            sizes.append(len(texts))
+            if len(texts) > 7: raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+            return self.target.encode(texts)
+    lm = made["gpt2"]
+    table = word_table(lm, Small(made["pieces"], clock, 0.0), batch_size=32)
+    assert max(sizes) == 32 and sizes.count(4) > 1
+    framed = [("An image of a" if t[:1].isspace() else "") + (t if t[:1].isspace() else t.strip()) for t in token_strings(lm)]
+    close(table, made["pieces"].encode(framed), 1e-3)
+
+
 @pytest.mark.parametrize("few, small, limit, is_made", [(320, 10**6, 60.0, True), (320, 10**6, 0, False), (319, 10**6, 60.0, False), (320, 10, 60.0, False), (0, 0, None, True), (0, 0, 10**6, True)])
 def test_a_small_table_does_not_depend_on_the_clock(made, clock, monkeypatch, caplog, few, small, limit, is_made):
     "However slow the machine: a small target's table is made, a large one's is a matter of the estimate."
