@@ -11,10 +11,11 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 from .checks import check_choice
+from .store import send
 from .tokens import _end_token, allowed_tokens
 from .losses import Fluency
 from .objective import Objective
-from .slots import State
+from .slots import LIKELY, State, likeliest
 from .ranking import LM, Ranker
 from .combined import get_ranker
 from .result import Result, Search
@@ -71,7 +72,7 @@ class _Reader:
     def __init__(self, source):
         self.source, self.cache = source, None
 
-    def logprobs(self, nodes: list[Node]) -> Tensor:  # (k, V) float32 on the CPU
+    def logprobs(self, nodes: list[Node]) -> Tensor:  # (k, V) float32 where the model is
         if self.cache is not None and all(n.fresh for n in nodes):
             parents, last = [n.parent for n in nodes], [n.ids[-1] for n in nodes]
             logits, self.cache = self.source.extend(self.cache, parents, last)
@@ -80,7 +81,7 @@ class _Reader:
         else:
             logits = torch.cat([self.source.prefill([n.ids])[0] for n in nodes])
             self.cache = None
-        return logits.float().log_softmax(-1).cpu()
+        return logits.float().log_softmax(-1)
 
 # %% ../nbs/61_autodan.ipynb #e3d3ca99
 @dataclass
@@ -142,7 +143,9 @@ class _Walk:
         self.choose = STRATEGIES[search.strategy] if named else search.strategy
         self.reader = _Reader(self.source)
         self.allowed = allowed_tokens(self.source, search.ascii)
+        self.n_allowed, self.there = int(self.allowed.sum()), self.allowed.to(self.source.device)
         self.end = _end_token(self.source, search.end)
+        self.ends = [] if self.end is None else [self.end]
         self.before = _before(self.source, books.left, self.terms)
         saved = resume.trace[-1] if resume is not None and resume.trace else {}
         self.frontier = [Node(**n) for n in saved.get("frontier", [])]
@@ -177,8 +180,8 @@ def step(self: _Walk, k: int) -> dict | None:
     if not fits:
         return self.full()
     logprobs = self.reader.logprobs(fits)
-    states = [self.state(node, logprobs[row], k, row) for row, node in enumerate(fits)]
-    new = self.evaluated(self.grown(fits, logprobs, self.shortlists(states)))
+    lists = self.shortlists(fits, self.states(fits, logprobs, k), logprobs)
+    new = self.evaluated(self.grown(fits, lists))
     if not new:
         return None
     for node in self.older:
@@ -196,7 +199,7 @@ def left_open(self: _Walk, new: list[Node]) -> dict:
         return {}
     return dict(open=[n.saved() for n in self.older])
 
-# %% ../nbs/61_autodan.ipynb #65fcd9c8
+
 @patch
 def full(self: _Walk) -> None:
     "No text on the frontier can grow."
@@ -210,29 +213,49 @@ def full(self: _Walk) -> None:
 
 # %% ../nbs/61_autodan.ipynb #64b22785
 @patch
-def state(self: _Walk, node: Node, logprobs: Tensor, k: int, row: int) -> State:
-    "The open slot after a text."
-    nll, count = self.before
-    seed = hash((self.books.seed, k, row))  # of whole numbers: the same in every process
-    earlier = (tuple(node.ids[:-1]), node.tried) if node.tried else None
-    sums = (node.nll + nll, node.count + count)
-    given = (self.source, node.ids, logprobs, self.allowed, self.books.right)
-    return State(*given, *sums, seed=seed, earlier=earlier, start=self.books.start)
+def states(self: _Walk, nodes: list[Node], logprobs: Tensor, k: int) -> list[State]:
+    "The open slots after these texts."
+    (nll, count), found = self.before, []
+    likely = likeliest(logprobs, self.there, min(LIKELY, self.n_allowed)).cpu()
+    for row, node in enumerate(nodes):
+        seed = hash((self.books.seed, k, row))  # of whole numbers: the same in every process
+        earlier = (tuple(node.ids[:-1]), node.tried) if node.tried else None
+        sums = (node.nll + nll, node.count + count)
+        given = (self.source, node.ids, logprobs[row], self.allowed, self.books.right)
+        more = dict(seed=seed, earlier=earlier, start=self.books.start, likely=likely[row])
+        found.append(State(*given, *sums, **more))
+    return found
 
 # %% ../nbs/61_autodan.ipynb #cb2ece23
 @patch
-def shortlists(self: _Walk, states: list[State]) -> list[tuple[Tensor, Tensor]]:
-    "For each text the tokens to evaluate, and the predicted objective of every token."
+def shortlists(self: _Walk, nodes: list, states: list[State], logprobs: Tensor) -> list[dict]:
+    "For each text the tokens to evaluate, with log-probability and predicted objective."
     ranker, states, n = self.within_budget(states)
-    predicted = ranker.rank_all(self.books.objective, states)
-    predicted = predicted.masked_fill(~self.allowed, float("inf"))
-    width = min(self.search.candidates, int(self.allowed.sum()))
-    best = predicted.topk(width, largest=False).indices
-    if not n:
-        return list(zip(best, predicted))
-    tried = [s.expansions(n) for s in states]
-    guesses = [row.index_fill(0, t, -math.inf) for row, t in zip(predicted, tried)]
-    return [(torch.cat([b, t]), guess) for b, t, guess in zip(best, tried, guesses)]
+    predicted = ranker.rank_all(self.books.objective, states).to(logprobs)
+    predicted = predicted.masked_fill(~self.there, math.inf)
+    tried = [s.expansions(n).tolist() if n else [] for s in states]
+    rows = zip(*self.fetched(tried, logprobs[: len(states)], predicted))
+    return [self.listed(*each) for each in zip(nodes, tried, rows)]
+
+
+@patch
+def listed(self: _Walk, node: Node, tried: list[int], row: tuple) -> dict:
+    "One text's list, of a row of `fetched`: token -> its log-probability and its prediction."
+    ids, logps, guesses = row
+    if self.ends and not node.count:
+        ids = ids[:-1]  # no end before there is a word
+    known = dict(zip(ids, zip(logps, guesses)))
+    return known | {v: (known[v][0], -math.inf) for v in tried}
+
+# %% ../nbs/61_autodan.ipynb #ecd5bb68
+@patch
+def fetched(self: _Walk, tried: list[list[int]], logprobs: Tensor, predicted: Tensor) -> list:
+    "(3, k, m): the best tokens, those tried and the end, their log-probabilities and predictions."
+    best = predicted.topk(min(self.search.candidates, self.n_allowed), largest=False).indices
+    (more,) = send(best.device, torch.tensor([row + self.ends for row in tried], dtype=torch.long))
+    ids = torch.cat([best, more], 1)
+    known = torch.stack([ids.float(), logprobs.gather(1, ids), predicted.gather(1, ids)]).cpu()
+    return [known[0].long().tolist(), *known[1:].tolist()]
 
 # %% ../nbs/61_autodan.ipynb #9401426c
 @patch
@@ -246,14 +269,11 @@ def within_budget(self: _Walk, states: list[State]) -> tuple[Ranker, list[State]
 
 # %% ../nbs/61_autodan.ipynb #3eae4452
 @patch
-def grown(self: _Walk, frontier: list[Node], logprobs: Tensor, lists: list) -> list[Node]:
-    "Every text with each token of its shortlist; with the end token, where it has a word already."
+def grown(self: _Walk, frontier: list[Node], lists: list[dict]) -> list[Node]:
+    "Every text with each token of its list."
     new = []
-    for row, (node, (tokens, guess)) in enumerate(zip(frontier, lists)):
-        ends = [self.end] if self.end is not None and node.count else []
-        tokens = torch.unique(torch.cat([tokens, torch.tensor(ends, dtype=torch.long)]))
-        known = (tokens, logprobs[row, tokens], guess[tokens])
-        for v, logprob, guessed in zip(*(x.tolist() for x in known)):
+    for row, (node, known) in enumerate(zip(frontier, lists)):
+        for v, (logprob, guessed) in sorted(known.items()):
             nll = node.nll - logprob
             longer = Node(node.ids + [v], nll, node.count + 1, parent=row, fresh=True)
             longer.guess = guessed

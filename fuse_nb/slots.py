@@ -17,7 +17,7 @@ from .tokens import decoded
 from .gradient import pull, route
 
 # %% auto #0
-__all__ = ['State', 'read_by', 'Tangents', 'tangents', 'spelled_apart', 'check_ranking']
+__all__ = ['LIKELY', 'State', 'likeliest', 'read_by', 'Tangents', 'tangents', 'spelled_apart', 'check_ranking']
 
 # %% ../nbs/49_slots.ipynb #54a1e16c
 @dataclass
@@ -35,6 +35,7 @@ class State:
     earlier: tuple[tuple[int, ...], list[int]] | None = None  # the slot before: left, tokens tried
     start: int | None = None  # given tokens at the left; None: all but the last `count`
     end: int | None = None    # given tokens at the right; None: all of them
+    likely: Tensor | None = None  # ids of the likeliest tokens; None: found when asked for
     _order: Tensor | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self):
@@ -56,12 +57,22 @@ def fluency(self: State) -> Tensor:  # (V,) exact for every token when nothing s
     return (self.nll - self.logprobs) / (self.count + 1)
 
 # %% ../nbs/49_slots.ipynb #8cce3ccc
-def _by_turns(logprobs: Tensor, allowed: Tensor, seed: int, likely: int = 64) -> Tensor:
+LIKELY = 64  # of the tokens to try, half are drawn from so many
+
+
+def likeliest(
+    logprobs: Tensor,  # (..., V)
+    allowed: Tensor,   # (V,) bool, where the log-probabilities are
+    n: int,            # how many, at most as many as are allowed
+) -> Tensor:           # (..., n) ids, the likeliest first
+    "The likeliest of the allowed tokens."
+    return logprobs.masked_fill(~allowed, -torch.inf).topk(n).indices
+
+
+def _by_turns(best: Tensor, allowed: Tensor, seed: int) -> Tensor:
     "All allowed tokens: by turns one of the likeliest and one of the others, at random."
     g = torch.Generator().manual_seed(seed)
-    logprobs, others = logprobs.cpu(), allowed.cpu().clone()
-    ids = others.nonzero().flatten()
-    best = ids[logprobs[ids].topk(min(likely, len(ids))).indices]
+    others = allowed.clone()
     others[best] = False
     rest = others.nonzero().flatten()
     best, rest = (x[torch.randperm(len(x), generator=g)] for x in (best, rest))
@@ -74,7 +85,10 @@ def _by_turns(logprobs: Tensor, allowed: Tensor, seed: int, likely: int = 64) ->
 def expansions(self: State, n: int) -> Tensor:
     "n tokens to try, the same for every term; drawn once in the state's life."
     if self._order is None:
-        self._order = _by_turns(self.logprobs, self.allowed, self.seed)
+        allowed, best = self.allowed.cpu(), self.likely
+        if best is None:
+            best = likeliest(self.logprobs.cpu(), allowed, min(LIKELY, int(allowed.sum())))
+        self._order = _by_turns(best, allowed, self.seed)
     return self._order[:n]
 
 # %% ../nbs/49_slots.ipynb #0b013c58

@@ -72,7 +72,7 @@ def test_a_wanted_continuation_gives_the_text_of_the_cpu(made):
 
 # The most waits and uploads of one step, as measured on 2026-11-26; the goals, 3 and 4 (PEZ: 2 and 4), are not met. Who asks, and what for, stands in chapter 60,
 # from data/waits.json (`python tests/waits.py`).
-CEILING = {"combined": (9, 7), "gcg": (10, 9), "pez": (7, 5), "text": (4, 6)}
+CEILING = {"combined": (9, 8), "gcg": (10, 9), "pez": (7, 5), "text": (4, 6)}
 
 
 def counted(name, lm, target, tensors):
