@@ -58,10 +58,14 @@ class Remembered(dict):
     def __init__(self, most: int = 2**16):  # texts that are kept
         super().__init__()
         self.most = check_count("most", most)
+        self.waiting: list[tuple[list[str], Tensor]] = []  # texts, and their losses on a device
 
-    def add(self, texts: Sequence[str], losses: Sequence[float]) -> None:
-        "Keep the loss of each text; one that is known stays as it is."
-        for text, loss in zip(texts, losses):
+    def add(self, texts: Sequence[str], losses: Tensor) -> None:
+        "Keep the loss of each text; one that is known stays as it is. What lies on a device waits."
+        if losses.device.type != "cpu":
+            self.waiting.append((list(texts), losses))
+            return
+        for text, loss in zip(texts, losses.tolist()):
             self.setdefault(text, loss)
         oldest = list(self)[: max(0, len(self) - self.most)]
         for text in oldest:
@@ -70,16 +74,24 @@ class Remembered(dict):
     def read(
         self,
         texts: Sequence[str],  # N texts, in any order, some of them twice
-        losses: Callable[[list[str]], Tensor],  # of some distinct texts, on the CPU
+        losses: Callable[[list[str]], Tensor],  # of some distinct texts, on any device
     ) -> Tensor:  # (N,) float32 on the CPU
         "The loss of each text: remembered, or asked for, in halves where the memory is short."
         known = {t: self[t] for t in texts if t in self}
-        new = [t for t in dict.fromkeys(texts) if t not in known]
-        if new:
-            found = torch.cat(in_halves(losses, new)).tolist()
-            known.update(zip(new, found))
-            self.add(new, found)
+        coming = [t for some, _ in self.waiting for t in some]
+        new = [t for t in dict.fromkeys(texts) if t not in known and t not in coming]
+        if len(known) < len(set(texts)):
+            parts = [x for _, x in self.waiting] + (in_halves(losses, new) if new else [])
+            found, self.waiting = torch.cat(parts).cpu(), []
+            known = dict(zip(coming + new, found.tolist())) | known
+            self.add(coming + new, found)
         return torch.tensor([known[t] for t in texts])
+
+    def forget(self, texts: Sequence[str]) -> None:
+        "Read these texts again when they are asked for, and those whose losses wait on a device."
+        self.waiting = []
+        for t in texts:
+            self.pop(t, None)
 
 # %% ../nbs/36_answers.ipynb #91dc48fc
 def digest(*parts: object) -> str:

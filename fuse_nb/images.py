@@ -212,7 +212,7 @@ class SigLIP(ImageTextModel):
     def _at_full_length(self, embeds: Tensor, mask: Tensor | None) -> Tensor:
         "Padded with the padding token's own embedding, as the tokenizer would."
         full, (rows, n, _) = self.model.config.text_config.max_position_embeddings, embeds.shape
-        pad = self.embed([self.tokenizer.pad_token_id or 0]).to(embeds.dtype)
+        pad = self.embedding_table[self.tokenizer.pad_token_id or 0].to(embeds.dtype)
         if mask is not None:
             embeds = torch.where(mask.bool()[..., None], embeds, pad)
         embeds = torch.cat([embeds, pad.expand(rows, full - n, -1)], 1)

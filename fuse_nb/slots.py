@@ -173,7 +173,7 @@ def tangents(
     term: object,                      # a `Term` with a model
     states: Sequence[State],   # k slots
     tokens: Sequence[Tensor],  # for each slot the tokens to put there
-) -> list[Tangents]:           # k; losses on the host, gradients where the model is
+) -> list[Tangents]:           # k; losses and gradients where the model is
     "One forward and one backward pass. Raises `ValueError` for a term without a gradient."
     if not hasattr(term.loss, "losses"):
         name = f"the term {term.name!r}"
@@ -182,11 +182,10 @@ def tangents(
     adapter, frames = _map_of(term, states[0].source), getattr(term, "prefixes", [term.prefix])
     passes = [_one_pass(term, prefix, rows, at, adapter) for prefix in frames]
     losses, source, target = (_mean(parts) for parts in zip(*passes))
-    known = losses.cpu()
-    term.remember(texts, known)  # a search need not evaluate these texts again
+    term.remember(texts, losses)  # a search need not evaluate these texts again
     sizes = [len(t) for t in tokens]
     source = [None] * len(sizes) if source is None else source.split(sizes)
-    parts = zip(tokens, known.split(sizes), source, target.split(sizes))
+    parts = zip(tokens, losses.split(sizes), source, target.split(sizes))
     return [Tangents(*each) for each in parts]
 
 

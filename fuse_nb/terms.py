@@ -179,21 +179,20 @@ def _read(self: Framed, texts: Sequence[str]) -> Tensor:
     for prefix in self.prefixes:
         losses = self.loss.exact([prefix + t + self.suffix for t in texts])
         parts.append(as_losses(self.name, losses, len(texts)))
-    return torch.stack(parts).mean(0).cpu()
+    return torch.stack(parts).mean(0)
 
 
 @patch
 def remember(self: Framed, texts: Sequence[str], losses: Tensor) -> None:
     "Keep exact losses, read in the template, that were had on the way to something else."
     if len(self.prefixes) == 1:  # of several, the mean is wanted, and one was read
-        self._seen.add(texts, losses.float().tolist())
+        self._seen.add(texts, losses.float())
 
 
 @patch
 def forget(self: Framed, texts: Sequence[str]) -> None:
     "Read these texts again when they are asked for."
-    for t in texts:
-        self._seen.pop(t, None)
+    self._seen.forget(texts)
 
 # %% ../nbs/39_terms.ipynb #f50abeb7
 @patch

@@ -1,8 +1,9 @@
-"A batch that does not fit the memory is read in halves, whatever the device calls it."
+"A batch that does not fit the memory is read in halves, whatever the device calls it; losses are remembered by text."
+from pretend import DEVICE, Machine  # before autograd is used: its threads are counted once
 import pytest
 import torch
 
-from fuse_nb.answers import in_halves
+from fuse_nb.answers import Remembered, in_halves
 
 
 def no_room(): return torch.empty(2**46, dtype=torch.uint8)             # 64 TB: the message of this machine's own allocator
@@ -39,3 +40,23 @@ def test_another_error_is_not_tried_again():
     def read(rows): asked.append(len(rows)); raise RuntimeError("shapes do not match")
     with pytest.raises(RuntimeError, match="shapes"): in_halves(read, range(8))
     assert asked == [8]
+
+
+def test_a_devices_losses_come_down_with_the_next_that_are_read():
+    with Machine(double=False) as machine:
+        memory, asked = Remembered(), []
+        memory.add(["a", "b"], torch.tensor([1.0, 2.0]).to(DEVICE))
+        assert memory == {} and machine.waits.total() == 0
+
+        def read(texts):
+            asked.extend(texts)
+            return torch.full((len(texts),), 3.0).to(DEVICE)
+
+        assert memory.read(["c", "a", "c", "b"], read).tolist() == [3.0, 1.0, 3.0, 2.0]
+        assert asked == ["c"] and machine.waits.total() == 1 and memory == {"a": 1.0, "b": 2.0, "c": 3.0}
+        memory.add(["d"], torch.tensor([4.0]).to(DEVICE))
+        assert memory.read(["a"], read).tolist() == [1.0] and machine.waits.total() == 1   # nobody asked for d
+        assert memory.read(["d"], read).tolist() == [4.0] and asked == ["c"]
+        memory.add(["e"], torch.tensor([5.0]).to(DEVICE))
+        memory.forget(["a"])
+        assert memory.read(["a", "e"], read).tolist() == [3.0, 3.0] and asked == ["c", "a", "e"]

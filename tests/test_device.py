@@ -6,10 +6,13 @@ import pytest
 import torch
 
 from fuse_nb.autodan import AutoDAN
+from fuse_nb.causal import CausalLM
 from fuse_nb.combined import RANKERS
+from fuse_nb.images import ImageTextModel
 from fuse_nb.losses import TargetText
 from fuse_nb.objective import Objective, Term
 from fuse_nb.swaps import GCG, PEZ, RandomSearch
+from test_models import folders  # noqa: F401 (fixture)
 from test_search import adapter_of, made, own_cache  # noqa: F401 (fixtures)
 
 PREFIX = "a photo of"
@@ -33,7 +36,15 @@ def continued(lm): return Objective(Term(TargetText(lm, " cat")), source=lm)
 def search(name):
     quiet = dict(progress=False)
     swaps = {"gcg": GCG(steps=3, candidates=12, topk=6, length=4, **quiet), "pez": PEZ(steps=3, length=4, **quiet)}
+    swaps["random-search"] = RandomSearch(steps=3, candidates=8, length=4, **quiet)
     return swaps.get(name) or AutoDAN(beam=2, candidates=6, steps=3, ranker=name, **quiet)
+
+
+def on_both(name, lm, target, tensors):
+    "One search on the CPU, and the same on the pretend device."
+    here = search(name).minimize(bridged(lm, target, tensors), prefix=PREFIX, seed=1)
+    with Machine(double=False):
+        return here, search(name).minimize(bridged(there(lm), there(target), {l: T.to(DEVICE) for l, T in tensors.items()}), prefix=PREFIX, seed=1)
 
 
 def same(here, there): return here.text == there.text and there.loss == pytest.approx(here.loss, rel=1e-4, abs=1e-4)
@@ -48,20 +59,34 @@ def test_every_family_gives_the_text_of_the_cpu(made, family, name):
         with Machine(double=False), pytest.raises(ValueError, match="a vector has no log-probability there"):
             search(name).minimize(bridged(there(lm), there(target), {l: T.to(DEVICE) for l, T in tensors.items()}), prefix=PREFIX, seed=1)
         return
-    here = search(name).minimize(bridged(lm, target, tensors), prefix=PREFIX, seed=1)
-    with Machine(double=False):
-        found = search(name).minimize(bridged(there(lm), there(target), {l: T.to(DEVICE) for l, T in tensors.items()}), prefix=PREFIX, seed=1)
-    assert same(here, found)
+    assert same(*on_both(name, lm, target, tensors))
 
 
 @pytest.mark.parametrize("name", [*RANKERS, "random-search"])
 def test_every_ranker_gives_the_text_of_the_cpu(made, name):
-    lm, target, tensors = made["gpt2"], made["pieces"], made["gpt2-pieces"].tensors
-    run = lambda: RandomSearch(steps=3, candidates=8, length=4, progress=False) if name == "random-search" else search(name)
-    here = run().minimize(bridged(lm, target, tensors), prefix=PREFIX, seed=1)
-    with Machine(double=False):
-        found = run().minimize(bridged(there(lm), there(target), {l: T.to(DEVICE) for l, T in tensors.items()}), prefix=PREFIX, seed=1)
-    assert same(here, found)
+    assert same(*on_both(name, made["gpt2"], made["pieces"], made["gpt2-pieces"].tensors))
+
+
+OPTIMIZERS = [*RANKERS, "random-search", "gcg", "pez"]
+
+
+@pytest.fixture(scope="module")
+def eyes(folders):
+    "Image-text models, and a source whose layers look at a window."
+    torch.manual_seed(0)
+    return {f: ImageTextModel.from_pretrained(folders[f], device="cpu") for f in ("clip", "siglip")} | {"gemma3": CausalLM.from_pretrained(folders["gemma3"], device="cpu")}
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_and_ranker_for_an_image_text_model(made, eyes, family, name):
+    tensors = {l: torch.randn(32, 32, l, generator=torch.Generator().manual_seed(l)) for l in (1, 2, 3)}
+    assert same(*on_both(name, made["gpt2"], eyes[family], tensors))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_and_ranker_for_a_source_with_windows(made, eyes, name):
+    assert same(*on_both(name, eyes["gemma3"], made["pieces"], made["gpt2-pieces"].tensors))
 
 
 def test_a_wanted_continuation_gives_the_text_of_the_cpu(made):
@@ -72,7 +97,7 @@ def test_a_wanted_continuation_gives_the_text_of_the_cpu(made):
 
 # The most waits and uploads of one step, as measured on 2026-11-26; the goals, 3 and 4 (PEZ: 2 and 4), are not met. Who asks, and what for, stands in chapter 60,
 # from data/waits.json (`python tests/waits.py`).
-CEILING = {"combined": (9, 8), "gcg": (10, 9), "pez": (7, 5), "text": (4, 6)}
+CEILING = {"combined": (8, 8), "gcg": (10, 9), "pez": (7, 5), "text": (4, 6)}
 
 
 def counted(name, lm, target, tensors):
