@@ -218,6 +218,7 @@ def read_settings(
 
 # %% ../nbs/32_encoders.ipynb #c330ef3b
 _ENCODER_HALF = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
+_TAKES_PAIRS = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert")
 
 
 class TextEncoder(Target):
@@ -253,19 +254,18 @@ class TextEncoder(Target):
         on_device = lambda x: None if x is None else x.to(**place)
         settings.dense = [(on_device(w), on_device(b), name) for w, b, name in settings.dense]
 
-    @property
-    def pooling(self) -> str:
-        "mean, first, max, ...; several joined by +."
-        return "+".join(self.settings.poolings)
-
 # %% ../nbs/32_encoders.ipynb #8e0df52f
 @patch
 def _hidden(self: TextEncoder, embeds: Tensor, mask: Tensor | None) -> Tensor:
     "(b, n, d) hidden states, the padding's among them."
+    config = self.model.config
+    plain = config.model_type in _TAKES_PAIRS and config._attn_implementation == "sdpa"
+    if mask is not None and plain and self.device.type != "cpu":
+        mask = mask.bool()[:, None, None].expand(-1, -1, mask.shape[1], -1)  # (b, 1, n, n)
     embeds = embeds.to(self.dtype)
     return self.model(inputs_embeds=embeds, attention_mask=mask).last_hidden_state
 
-# %% ../nbs/32_encoders.ipynb #9b22ecc2
+
 @patch
 def features(
     self: TextEncoder,

@@ -4,10 +4,12 @@ import copy
 
 import pytest
 import torch
+from transformers import CONFIG_MAPPING, AutoModel
 
 from fuse_nb.autodan import AutoDAN
 from fuse_nb.causal import CausalLM
 from fuse_nb.combined import RANKERS
+from fuse_nb.encoders import _TAKES_PAIRS
 from fuse_nb.images import ImageTextModel
 from fuse_nb.losses import TargetText
 from fuse_nb.objective import Objective, Term
@@ -97,7 +99,7 @@ def test_a_wanted_continuation_gives_the_text_of_the_cpu(made):
 
 # The most waits and uploads of one step, as measured on 2026-11-26; the goals, 3 and 4 (PEZ: 2 and 4), are not met. Who asks, and what for, stands in chapter 60,
 # from data/waits.json (`python tests/waits.py`).
-CEILING = {"combined": (8, 8), "gcg": (10, 9), "pez": (7, 5), "text": (4, 6)}
+CEILING = {"combined": (5, 8), "gcg": (8, 9), "pez": (6, 5), "text": (4, 6)}
 
 
 def counted(name, lm, target, tensors):
@@ -123,3 +125,15 @@ def test_a_planted_mistake_is_caught():
         x = torch.ones(3).to(DEVICE)
         with pytest.raises(RuntimeError, match="mixes the device's tensors with the CPU's"): x + torch.ones(3)
     with Machine(double=False), pytest.raises(TypeError, match="no float64"): torch.ones(3).to(DEVICE).double()
+
+
+@pytest.mark.parametrize("kind", _TAKES_PAIRS)
+def test_a_mask_of_pairs_is_what_transformers_makes_of_a_mask(kind):
+    torch.manual_seed(0)
+    sizes = dict(dim=32, n_layers=2, n_heads=4, hidden_dim=64) if kind == "distilbert" else dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)
+    model = AutoModel.from_config(CONFIG_MAPPING[kind](vocab_size=100, max_position_embeddings=64, pad_token_id=0, **sizes)).eval()
+    assert model.config._attn_implementation == "sdpa"
+    mask = (torch.arange(9)[None] < torch.tensor([[9], [5], [1]])).long()
+    embeds, pairs = torch.randn(3, 9, 32), mask.bool()[:, None, None].expand(-1, -1, 9, -1)
+    with torch.no_grad(): each = [model(inputs_embeds=embeds, attention_mask=m).last_hidden_state[mask.bool()] for m in (mask, pairs)]
+    assert torch.equal(*each)

@@ -46,7 +46,7 @@ OLD = dict(first="cls_token", max="max_tokens", mean="mean_tokens", mean_sqrt_le
 def test_every_pooling_in_both_forms_of_its_configuration(tmp_path, name, form):
     config = {f"pooling_mode_{v}": k == name for k, v in OLD.items()} if form == "old" else {"embedding_dimension": 32, "pooling_mode": "cls" if name == "first" else name}
     encoder = TextEncoder.from_pretrained(folder_of(tmp_path, bert(), word_pieces(), **{"1_Pooling__config": config}), device="cpu")
-    assert encoder.pooling == name
+    assert encoder.settings.poolings == [name]
     close(encoder.encode(SENTENCES), F.normalize(torch.stack([BY_HAND[name](hidden_of(encoder, s)) for s in SENTENCES]), dim=-1))
 
 
