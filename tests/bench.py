@@ -98,14 +98,15 @@ def startup():
 
 
 def caption(device):
-    "Process start to caption, warm cache; the median of three."
+    "Process start to caption, warm cache; the median of three, and of one with a sentiment, which the language model judges too."
     import skimage.data
-    photo, seconds = Path(skimage.data.__file__).parent/"chelsea.png", []
-    for _ in range(4):
+    photo = Path(skimage.data.__file__).parent/"chelsea.png"
+    def run(*more):
         start = time.perf_counter()
-        out = subprocess.run([Path(sys.executable).parent/"fuse-nb", "caption", photo, "--device", device], capture_output=True, text=True, check=True)
-        seconds.append(time.perf_counter() - start)
-    return {"caption, process start to caption (s)": dict(value=sorted(seconds[1:])[1], target=20, caption=out.stdout.strip())}
+        out = subprocess.run([Path(sys.executable).parent/"fuse-nb", "caption", photo, "--device", device, *more], capture_output=True, text=True, check=True)
+        return dict(value=time.perf_counter() - start, caption=out.stdout.strip())
+    told = sorted([run() for _ in range(4)][1:], key=lambda r: r["value"])
+    return {"caption, process start to caption (s)": told[1] | dict(target=7), "caption with a sentiment (s)": run("--sentiment", "positive") | dict(target=25)}
 
 
 if __name__ == "__main__":
