@@ -55,18 +55,23 @@ def numpy_fit(X, Y):
     return torch.from_numpy(np.fft.ifft(np.stack([P @ H[..., k] for k, P in enumerate(numpy_pinv(X))], -1), axis=-1).real.astype(np.float32))
 
 
-def bare_fit(X, Y):
+def half_spectrum(A): return torch.fft.rfft(A, dim=2).movedim(2, 0).contiguous()
+
+
+def bare(F, right, l):
     "The floor of a small problem: the fewest calls of torch there are for it. Nothing is checked, no error bounded, no rank looked at."
-    F, H = (torch.fft.rfft(A, dim=2).movedim(2, 0).contiguous() for A in (X, Y))
-    T = torch.cholesky_solve(F.mH @ H, torch.linalg.cholesky(F.mH @ F))
-    return torch.fft.irfft(T.movedim(0, 2), n=X.shape[2], dim=2)
+    solved = torch.cholesky_solve(right, torch.linalg.cholesky(F.mH @ F))
+    return torch.fft.irfft(solved.movedim(0, 2), n=l, dim=2)
+
+
+def bare_fit(X, Y):
+    F = half_spectrum(X)
+    return bare(F, F.mH @ half_spectrum(Y), X.shape[2])
 
 
 def bare_pinv(X):
-    "The same with the identity in the place of Y."
-    F = torch.fft.rfft(X, dim=2).movedim(2, 0).contiguous()
-    P = torch.cholesky_solve(F.mH.contiguous(), torch.linalg.cholesky(F.mH @ F))
-    return torch.fft.irfft(P.movedim(0, 2), n=X.shape[2], dim=2)
+    F = half_spectrum(X)
+    return bare(F, F.mH.contiguous(), X.shape[2])
 
 
 def mprod_fit(X, Y):

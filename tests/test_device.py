@@ -32,6 +32,7 @@ def there(model):
 
 
 def bridged(lm, target, tensors): return Objective(Term(lm, 0.3), Term(target.text("the dog ran"), 22.0, adapter_of(lm, target, tensors)))
+def bridged_there(lm, target, tensors): return bridged(there(lm), there(target), {l: T.to(DEVICE) for l, T in tensors.items()})
 def continued(lm): return Objective(Term(TargetText(lm, " cat")), source=lm)
 
 
@@ -46,7 +47,7 @@ def on_both(name, lm, target, tensors):
     "One search on the CPU, and the same on the pretend device."
     here = search(name).minimize(bridged(lm, target, tensors), prefix=PREFIX, seed=1)
     with Machine(double=False):
-        return here, search(name).minimize(bridged(there(lm), there(target), {l: T.to(DEVICE) for l, T in tensors.items()}), prefix=PREFIX, seed=1)
+        return here, search(name).minimize(bridged_there(lm, target, tensors), prefix=PREFIX, seed=1)
 
 
 def same(here, there): return here.text == there.text and there.loss == pytest.approx(here.loss, rel=1e-4, abs=1e-4)
@@ -59,7 +60,7 @@ def test_every_family_gives_the_text_of_the_cpu(made, family, name):
     tensors = made["gpt2-pieces"].tensors
     if name == "pez" and family == "llama":                     # its vectors have no probability there
         with Machine(double=False), pytest.raises(ValueError, match="a vector has no log-probability there"):
-            search(name).minimize(bridged(there(lm), there(target), {l: T.to(DEVICE) for l, T in tensors.items()}), prefix=PREFIX, seed=1)
+            search(name).minimize(bridged_there(lm, target, tensors), prefix=PREFIX, seed=1)
         return
     assert same(*on_both(name, lm, target, tensors))
 
@@ -106,7 +107,7 @@ def counted(name, lm, target, tensors):
     "Waits and uploads of each step of one optimizer, by the line that asked; the first two are left out, as they make what all share."
     seen = []
     with Machine(double=False) as machine:
-        objective = continued(there(lm)) if name == "text" else bridged(there(lm), there(target), {l: T.to(DEVICE) for l, T in tensors.items()})
+        objective = continued(there(lm)) if name == "text" else bridged_there(lm, target, tensors)
         optimizer = search("gcg" if name == "text" else name)
         optimizer.steps, optimizer.callback = 5, lambda row: seen.append((machine.waits.copy(), machine.uploads.copy()))
         optimizer.minimize(objective, prefix=PREFIX, seed=1)
