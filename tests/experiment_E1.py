@@ -1,6 +1,6 @@
 """E1: is the gradient valid, and would training the adapter help? Writes data/e1_validity.json; what was measured is kept on the way, so a stopped run goes on.
 
-    python tests/experiment_E1.py [--short] [--pairs smollm2-minilm,gemma3-minilm,smollm2-gemma3] [--only fit|slots|default] [--redo combined]
+    python tests/experiment_E1.py [--short] [--pairs smollm2-minilm,gemma3-minilm,smollm2-gemma3] [--prompts 224] [--redo combined]
 """
 import argparse, json, math, time, warnings
 from pathlib import Path
@@ -13,7 +13,7 @@ from tqdm import tqdm
 from fuse_nb import CausalLM, FuseAdapter, TextEncoder
 from fuse_nb.adapter import rows_of
 from fuse_nb.agreement import MEASURES, WHERE, agreement, rows_from
-from fuse_nb.files import cache_dir, write_json
+from fuse_nb.files import cache_dir, data_file, write_json
 from fuse_nb.gradient import route
 from fuse_nb.objective import Objective, Term
 from fuse_nb.probes import goal_losses, kinds_of, made_up, sample_of, slot_of
@@ -27,9 +27,10 @@ from fuse_nb.tokens import allowed_tokens, token_strings
 from fuse_nb.validity import Shuffled
 from fuse_nb.words import word_list
 
-from machine import SEARCH, made
+from machine import SEARCH, code_hash, made
 
 PAIRS = {"smollm2-minilm": ("smollm2-135m", "minilm"), "gemma3-minilm": ("gemma3-270m", "minilm"), "smollm2-gemma3": ("smollm2-135m", "gemma3-270m")}
+MODULES = [*SEARCH, "agreement", "probes", "validity"]
 WORDS, SEED, TRIED, LONGEST = 40_000, 0, 16, 4
 HIDDEN, BATCH, EPOCHS, PATIENCE = 1024, 256, 60, 3
 
@@ -272,10 +273,18 @@ def rankers_of(adapters, where, told, words):
     ends = ["1", str(TRIED)] + (["here"] if where == "swap" else [])
     names += [f"fuse {n}, {e}" for n in adapters for e in ends] + [f"shuffled, {e}" for e in ends] + [f"vocabulary, {e}" for e in ends]
     names += [f"{n}, {e}" for n in ("mixture 0.25", "mixture 0.5", "mixture 0.75", *(["sparse"] if "sparse" in told else [])) for e in ("1", str(TRIED))]
-    return names + (["words"] if words else [])
+    return names + ["combined"] + (["words"] if words else [])
 
 
 # --- a pair ------------------------------------------------------------------------------------------------------------------------------
+
+def asked(n):
+    "Prompts and goals: the library's 96, then the others that were made up for this experiment's intervals."
+    prompts, goals = made_up()
+    more = json.loads(data_file("validity_prompts.json").read_text("utf-8"))["more"]
+    prompts, goals = prompts + [(given, found) for given, found, _ in more], goals + [goal for *_, goal in more]
+    return prompts[:n], goals[:n]
+
 
 def load(name): return (TextEncoder if name == "minilm" else CausalLM).from_pretrained(name, device="cpu")
 
@@ -283,25 +292,16 @@ def load(name): return (TextEncoder if name == "minilm" else CausalLM).from_pret
 def measure(pair, a):
     folder = cache_dir() / "experiments"; folder.mkdir(parents=True, exist_ok=True)
     kept = folder / f"e1-{pair}{'-short' if a.short else ''}.json"
-    state = json.loads(kept.read_text()) if kept.exists() else dict(slots={}, told={})
+    state, code = json.loads(kept.read_text()) if kept.exists() else {}, code_hash(MODULES)
+    if state.get("code") != code: state = dict(code=code, slots={}, told={})
     source, target = (load(n) for n in PAIRS[pair])
-    saved = folder / f"e1-{pair}{'-short' if a.short else ''}-adapters.pt"
-    if saved.exists(): adapters, told = torch.load(saved, weights_only=False), state["told"]
-    else:
-        adapters, told = fitted(source, target, a)
-        for x in adapters.values(): x.source = x.target = None
-        torch.save(adapters, saved)
-        state["told"] = told; write_json(kept, state)
-        print(pair, json.dumps(told, indent=1), flush=True)
-    for x in adapters.values(): x.source, x.target = source, target
-    if not a.short and not told.get("larger, 500 words", {}).get("apart"):
+    adapters, told = fitted(source, target, a)
+    if not a.short:
         found, more = of_few_words(source, target)
         adapters |= found; told |= more
-        for x in adapters.values(): x.source = x.target = None
-        torch.save(adapters, saved); write_json(kept, state | dict(told=told))
-        for x in adapters.values(): x.source, x.target = source, target
-    if a.only == "fit": return
-    prompts, goals = made_up(12 if a.short else a.prompts)
+    state["told"] |= told; write_json(kept, state)
+    print(pair, json.dumps(told), flush=True)
+    prompts, goals = asked(a.prompts if not a.short else 12)
     allowed, tables = allowed_tokens(source), Tables()
     slot = lambda k, w: slot_of(source, prompts[k], w, allowed, 1000 * SEED + k)
     where = [w for w in WHERE if w in a.where.split(",")]
@@ -310,22 +310,20 @@ def measure(pair, a):
     words = isinstance(target, TextEncoder)
     if words: extra["words"] = Words()
     extra["combined"] = Combined(limit=None if words else 60.0)
-    if a.only != "default":
-        if not a.short:
-            needed = set()
-            for k in range(len(prompts)):
-                for w in where:
-                    s = slot(k, w); needed |= {*sample_of(s, a.tokens, TRIED).tolist(), *s.expansions(TRIED).tolist()}
-            extra["sparse"], state["told"]["sparse"] = sparse(source, target, needed)
-            print(pair, "sparse", state["told"]["sparse"], flush=True)
+    if not a.short:
+        needed = set()
+        for k in range(len(prompts)):
+            for w in where:
+                s = slot(k, w); needed |= {*sample_of(s, a.tokens, TRIED).tolist(), *s.expansions(TRIED).tolist()}
+        extra["sparse"], state["told"]["sparse"] = sparse(source, target, needed)
+        print(pair, "sparse", state["told"]["sparse"], flush=True)
     for name in filter(None, a.redo.split(",")):
         for s in state["slots"].values(): s.pop(name, None)
     for k in tqdm(range(len(prompts)), desc=pair, mininterval=20):
         loss = None
         for w in where:
             key = f"{k} {w}"
-            want = {"combined"} if a.only == "default" else set(rankers_of(adapters, w, state["told"], words))
-            new = want - set(state["slots"].get(key, {}))
+            new = set(rankers_of(adapters, w, state["told"], words)) - set(state["slots"].get(key, {}))
             if not new: continue
             loss = loss or goal_losses(target, [goals[k]])[0]
             state["slots"][key] = state["slots"].get(key, {}) | judged(slot(k, w), loss, adapters, tables, new, a.tokens, extra)
@@ -352,16 +350,15 @@ def summary(pair, a):
 
 if __name__ == "__main__":
     p = argparse.ArgumentParser()
-    p.add_argument("--short", action="store_true"); p.add_argument("--pairs", default=",".join(PAIRS)); p.add_argument("--only", default="", choices=["", "fit", "slots", "default"])
-    p.add_argument("--redo", default=""); p.add_argument("--prompts", type=int, default=96); p.add_argument("--tokens", type=int, default=200); p.add_argument("--where", default="append,swap")
+    p.add_argument("--short", action="store_true"); p.add_argument("--pairs", default=",".join(PAIRS))
+    p.add_argument("--redo", default=""); p.add_argument("--prompts", type=int, default=224); p.add_argument("--tokens", type=int, default=200); p.add_argument("--where", default="append,swap")
     p.add_argument("--longest", type=int, default=LONGEST); p.add_argument("--out", type=Path, default=Path(__file__).parent.parent/"data"/"e1_validity.json")
     a = p.parse_args()
     torch.set_num_threads(1)
     start = time.process_time()
     for pair in a.pairs.split(","): measure(pair, a)
-    if a.only != "fit":
-        found = {pair: s for pair in PAIRS if (s := summary(pair, a))}
-        value = {"made": made([*SEARCH, "agreement", "probes", "validity"], ", ".join(sorted({m for p in PAIRS.values() for m in p}))), "seed": SEED, "tried": TRIED, "measures": MEASURES, "pairs": found}
-        if a.short: print(json.dumps(found, indent=None)[:3000])
-        else: a.out.write_text(json.dumps(value, separators=(",", ":")).replace('["', '\n["') + "\n", encoding="utf-8")
+    found = {pair: s for pair in PAIRS if (s := summary(pair, a))}
+    value = {"made": made(MODULES, ", ".join(sorted({m for p in PAIRS.values() for m in p}))), "seed": SEED, "tried": TRIED, "measures": MEASURES, "pairs": found}
+    if a.short: print(json.dumps(found, indent=None)[:3000])
+    else: a.out.write_text(json.dumps(value, separators=(",", ":")).replace('["', '\n["') + "\n", encoding="utf-8")
     print(f"{time.process_time() - start:.0f} s of processor time")

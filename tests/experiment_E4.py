@@ -16,13 +16,14 @@ import numpy as np
 import torch
 
 from fuse_nb import FuseAdapter, TextEncoder, bridge
-from fuse_nb.agreement import rank_correlation
+from bench_inversion import f1
+from fuse_nb.agreement import FEWEST, interval, rank_correlation
 from fuse_nb.alignment import align, align_index
 from fuse_nb.gradient import route
 from fuse_nb.offsets import decode_all, special_ids
 from fuse_nb.store import write_json
 from fuse_nb.words import coverage, merge, split, word_ids, word_index, word_list
-from machine import ADAPTER, made
+from machine import ADAPTER, SEARCH, made
 
 ROOT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("FUSE_NB_SHARED") or ROOT.parent.parent/"shared")/"tokenizers"
@@ -441,21 +442,36 @@ def judged(name, sort, t, rows, cut, gone, n, words):
 
 # ---- the same sentence through different source models
 
-def meaning(n, queries, seconds):
-    "A sentence's MiniLM vector, written again by SmolLM2 and by Gemma: what each reaches, and what each text is to the other's."
+SOURCES = ("smollm2", "gemma3")
+
+
+def meaning(n, queries, tried, keep, rows=()):
+    "A sentence's MiniLM vector, written again by each source through its own adapter, with equal numbers of read texts: how near, which words, and how near the two are to each other."
     from fuse_nb import invert
-    out = []
-    for k, text in enumerate(TEXTS[:n]):
-        vector, row = encoder().encode([text])[0], dict(text=text, by={})
-        for name in ("smollm2", "gemma3"):
-            found = invert(vector, encoder(), causal(name), queries=queries, seconds=seconds)
-            row["by"][name] = dict(text=found.text, cosine=round(float(encoder().encode([found.text])[0] @ vector), 4))
+    from fuse_nb.ranking import Fuse
+    rows = list(rows)
+    for k in range(len(rows), n):
+        text, row = TEXTS[k * 108 // n], dict(by={})
+        vector = encoder().encode([text])[0]
+        for name in SOURCES:
+            start = time.process_time()
+            found = invert(vector, encoder(), causal(name), queries=queries, seconds=3600.0, proposer="ranker", ranker=Fuse(tried))
+            near = float(encoder().encode([found.text])[0] @ vector)
+            row["by"][name] = dict(text=found.text, cosine=round(near, 4), f1=round(100*f1(found.text, text), 1), queries=found.queries, seconds=round(time.process_time() - start, 1))
         both = encoder().encode([r["text"] for r in row["by"].values()])
-        row["between"] = round(float(both[0] @ both[1]), 4)
-        out.append(row); print(row, flush=True)
-    other = encoder().encode(TEXTS)
-    apart = (other @ other.T)[~torch.eye(len(TEXTS), dtype=bool)]
-    return dict(queries=queries, seconds=seconds, rows=out, unrelated=dict(mean=round(apart.mean().item(), 4), highest=round(apart.max().item(), 4), pairs=len(apart)//2))
+        rows.append(dict(text=text, **row, between=round(float(both[0] @ both[1]), 4), words_between=round(100*f1(*(r["text"] for r in row["by"].values())), 1)))
+        print(rows[-1], flush=True)
+        keep(meaning=dict(queries=queries, ranker=f"fuse {tried}", rows=rows, **told(rows)))
+
+
+def told(rows):
+    "Means with intervals, and the floor: how near the found texts of *different* sentences are."
+    means = lambda values: dict(zip(("mean", "low", "high"), (round(x, 4) for x in interval(values)))) if len(values) >= FEWEST else None
+    found = {m: encoder().encode([r["by"][m]["text"] for r in rows]) for m in SOURCES}
+    other = (found[SOURCES[0]] @ found[SOURCES[1]].T)[~torch.eye(len(rows), dtype=bool)]
+    by = {m: {k: means([r["by"][m][k] for r in rows]) for k in ("cosine", "f1", "seconds")} for m in SOURCES}
+    floor = dict(mean=round(other.mean().item(), 4), highest=round(other.max().item(), 4)) if len(rows) > 1 else None
+    return dict(by=by, between=means([r["between"] for r in rows]), words_between=means([r["words_between"] for r in rows]), different=floor)
 
 
 def options(doc, parts, out):
@@ -480,9 +496,9 @@ def kept(out, modules, models):
 
 
 def main():
-    a = options(__doc__, "exact,coverage,recovery,validity", "e4_tokenizers.json").parse_args()
+    a = options(__doc__, "exact,coverage,recovery,validity,meaning", "e4_tokenizers.json").parse_args()
     torch.set_num_threads(1)
-    data, keep = kept(a.out, ADAPTER + ["gradient", "encoders"], "minilm, smollm2-135m, gemma3-270m (tokenizers and tables); tokenizers of gpt2, clip, llama, pegasus")
+    data, keep = kept(a.out, SEARCH + ["residual", "attempt", "proposals", "repairs", "inversion"], "minilm, smollm2-135m, gemma3-270m; tokenizers of gpt2, clip, llama, pegasus")
     parts = a.only.split(",")
     if "exact" in parts and "exact" not in data: keep(exact=exactness(60 if a.short else 400, a.short))
     if "coverage" in parts and "coverage" not in data: keep(coverage=coverages(2000 if a.short else 20_000, a.short))
@@ -494,7 +510,7 @@ def main():
             if name not in found:
                 found[name] = judged(name, *condition, n=8 if a.short else 32, words=3000 if a.short else 12_000)
                 keep(validity=found)
-    if "meaning" in parts and "meaning" not in data: keep(meaning=meaning(2 if a.short else 6, 1500, 40.0))
+    if "meaning" in parts: meaning(2 if a.short else 12, 300 if a.short else 1000, 16, keep, data.get("meaning", {}).get("rows", ()))
     absent = [n for n in REAL if real(n) is None]
     keep(absent=absent)
 
