@@ -351,12 +351,12 @@ def summary(pair, a):
 if __name__ == "__main__":
     p = argparse.ArgumentParser()
     p.add_argument("--short", action="store_true"); p.add_argument("--pairs", default=",".join(PAIRS))
-    p.add_argument("--redo", default=""); p.add_argument("--prompts", type=int, default=224); p.add_argument("--tokens", type=int, default=200); p.add_argument("--where", default="append,swap")
+    p.add_argument("--redo", default=""); p.add_argument("--as-is", action="store_true", help="write what is on file; measure nothing"); p.add_argument("--prompts", type=int, default=224); p.add_argument("--tokens", type=int, default=200); p.add_argument("--where", default="append,swap")
     p.add_argument("--longest", type=int, default=LONGEST); p.add_argument("--out", type=Path, default=Path(__file__).parent.parent/"data"/"e1_validity.json")
     a = p.parse_args()
     torch.set_num_threads(1)
     start = time.process_time()
-    for pair in a.pairs.split(","): measure(pair, a)
+    for pair in () if a.as_is else a.pairs.split(","): measure(pair, a)
     found = {pair: s for pair in PAIRS if (s := summary(pair, a))}
     value = {"made": made(MODULES, ", ".join(sorted({m for p in PAIRS.values() for m in p}))), "seed": SEED, "tried": TRIED, "measures": MEASURES, "pairs": found}
     if a.short: print(json.dumps(found, indent=None)[:3000])

@@ -28,6 +28,7 @@ from machine import SEARCH, code_hash, made
 ROOT = Path(__file__).parent.parent
 MODULES = SEARCH + ["autodan", "captioning"]
 STEPS, BEAM = 12, 2
+SECONDS = (3.5, 4.5, 6.0)  # processor time of a caption, for comparisons at equal time
 # name -> the ranker, and how many of a budget it spends on words that it tries
 METHODS = {
     "random": lambda budget: ("random", 0),
@@ -101,6 +102,29 @@ def summary(rows, references):
     return out
 
 
+def at_seconds(rows, seconds):
+    "photo -> the objective of one method in this much processor time: between the two budgets whose mean times lie around it, straight in the time's logarithm; None outside."
+    budgets = sorted({r["budget"] for r in rows})
+    times = [np.log(np.mean([r["seconds"] for r in rows if r["budget"] == b])) for b in budgets]
+    if not times[0] <= np.log(seconds) <= times[-1]: return None
+    share = [np.interp(np.log(seconds), times, row) for row in np.eye(len(budgets))]
+    loss = {(r["photo"], r["budget"]): r["loss"] for r in rows}
+    return {i: sum(w * loss[i, b] for w, b in zip(share, budgets)) for i in {r["photo"] for r in rows}}
+
+
+def in_equal_time(rows):
+    "A row for a method and a time, against `lm` and `words` in the same time."
+    out = []
+    for seconds in SECONDS:
+        found = {m: at_seconds([r for r in rows if r["method"] == m], seconds) for m in METHODS if any(r["method"] == m for r in rows)}
+        as_rows = {m: [dict(photo=i, loss=x) for i, x in (v or {}).items()] for m, v in found.items()}
+        for method, loss in found.items():
+            if loss is None: continue
+            row = dict(method=method, seconds=seconds, n=len(loss), objective=round(float(np.mean(list(loss.values()))), 4))
+            out.append(row | {f"against_{base}": paired(loss, as_rows[base]) for base in ("lm", "words") if method != base})
+    return out
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--images", type=Path)
@@ -121,7 +145,7 @@ def main():
     a.log.parent.mkdir(exist_ok=True)
     budgets = [24] if a.short else [int(b) for b in a.budgets.split(",")]
     rows = measure(photos, a.methods.split(","), budgets, a.log, a.as_is)
-    data = dict(made=made(MODULES, "smollm2-135m, imagenet-minilm"), about=a.about, steps=STEPS, beam=BEAM, seed=0, rows=summary(rows, references))
+    data = dict(made=made(MODULES, "smollm2-135m, imagenet-minilm"), about=a.about, steps=STEPS, beam=BEAM, seed=0, rows=summary(rows, references), in_equal_time=in_equal_time(rows))
     if not a.short: a.out.write_text(json.dumps(data, indent=1) + "\n")
     else: print(json.dumps(data["rows"], indent=1))
 
