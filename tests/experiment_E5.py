@@ -10,9 +10,11 @@ The result, data/e5_two_models.json, is written after every run; a second call g
 import argparse, json, os, time
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from fuse_nb import FuseAdapter
+from fuse_nb.agreement import FEWEST, interval
 from fuse_nb.causal import CausalLM
 from fuse_nb.greedy import is_greedy
 from fuse_nb.losses import TargetText
@@ -69,16 +71,19 @@ def search(both, way, goal, adapter, seed, texts):
 
 
 def table(runs):
-    "For each way: of how many runs both models say the goal, each alone, mean losses; Wilson's 95 % interval of the first."
+    "For each way: of how many runs both models say the goal, each alone, mean losses. Intervals (95 %) are over goals, for runs of one goal with other seeds are no other goals; beside the joint search, goal by goal."
     out = {}
+    share = lambda way, goal: [all(r["says"].values()) for r in runs if (r["way"], r["goal"]) == (way, goal)]
+    within = lambda values: [round(x, 3) for x in interval(values, draws=4000)] if len(values) >= FEWEST else None
     for way in WAYS:
         mine = [r for r in runs if r["way"] == way]
         if not mine: continue
         n, k = len(mine), sum(all(r["says"].values()) for r in mine)
-        p, z = k/n, 1.96
-        mid, half = (p + z*z/2/n)/(1 + z*z/n), z/(1 + z*z/n)*(p*(1 - p)/n + z*z/4/n/n)**0.5
+        goals = list(dict.fromkeys(r["goal"] for r in mine))
+        shares = [float(np.mean(share(way, g))) for g in goals]
+        joint = [x - float(np.mean(share(SAID[1], g))) for g, x in zip(goals, shares) if share(SAID[1], g)]
         mean = lambda f: round(sum(map(f, mine))/n, 3)
-        out[way] = dict(n=n, both=k, interval=[round(max(0.0, mid - half), 3), round(min(1.0, mid + half), 3)], goals=len({r["goal"] for r in mine if all(r["says"].values())}),
+        out[way] = dict(n=n, both=k, share=within(shares), less_joint=within(joint), goals=len({r["goal"] for r in mine if all(r["says"].values())}),
                         smollm2=sum(r["says"]["smollm2"] for r in mine), gemma=sum(r["says"]["gemma"] for r in mine),
                         loss_smollm2=mean(lambda r: r["losses"]["smollm2"]), loss_gemma=mean(lambda r: r["losses"]["gemma"]), texts=mean(lambda r: r["texts"]), seconds=mean(lambda r: r["seconds"]))
     return out
