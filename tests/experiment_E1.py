@@ -336,6 +336,7 @@ def summary(pair, a):
     kept = cache_dir() / "experiments" / f"e1-{pair}{'-short' if a.short else ''}.json"
     if not kept.exists(): return None
     state = json.loads(kept.read_text())
+    if state["code"] != code_hash(MODULES): return None  # rows of other code
     names = list(dict.fromkeys(n for s in state["slots"].values() for n in s))
     rows = []
     main = ("fuse pairs, 1", "fuse pairs, 16", "vocabulary, 16", "vocabulary, here", "words", "combined", "as-published", "lm", "sparse, 16", "fuse trained linear, 16", "fuse trained MLP, 16")

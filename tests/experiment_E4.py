@@ -17,20 +17,22 @@ import torch
 
 from fuse_nb import FuseAdapter, TextEncoder, bridge
 from bench_inversion import f1
-from fuse_nb.agreement import FEWEST, interval, rank_correlation
+from fuse_nb.agreement import rank_correlation
 from fuse_nb.alignment import align, align_index
 from fuse_nb.gradient import route
 from fuse_nb.offsets import decode_all, special_ids
 from fuse_nb.store import write_json
 from fuse_nb.words import coverage, merge, split, word_ids, word_index, word_list
-from machine import ADAPTER, SEARCH, made
+from machine import SEARCH, made
 
 ROOT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("FUSE_NB_SHARED") or ROOT.parent.parent/"shared")/"tokenizers"
 KINDS = ("byte-level BPE", "CLIP's BPE", "SentencePiece BPE (Gemma)", "SentencePiece BPE (Llama)", "Unigram", "WordPiece")
 REAL = ("gpt2", "smollm2", "clip", "gemma3", "llama", "pegasus", "minilm")
 LOSSLESS = ("byte-level BPE", "SentencePiece BPE (Gemma)", "byte-level BPE across words", "gpt2", "smollm2", "gemma3")  # theory: text -> ids -> text is the identity
-TEXTS = [t["text"] for t in json.loads((ROOT/"data"/"inversion_texts.json").read_text())["texts"]] + [
+TEXTS = [t["text"] for t in json.loads((ROOT/"data"/"inversion_texts.json").read_text())["texts"]]
+INVERSIONS = len(TEXTS)
+TEXTS += [
     "Three swans cross a narrow canal at dawn", "The gardener sells honey and candles on Saturdays", "A clock without hands hangs above the counter", "Her brother repairs bicycles in an old chapel",
     "Snow covered the vineyard before the harvest was over", "Nobody remembered where the treasure map was hidden", "The librarian whispered a recipe for onion soup", "Two fishermen argue about the price of a wooden rudder",
     "A violin teacher waits for the last bus with a wet umbrella", "The committee postponed its decision on the hospital roof", "Lightning struck the lighthouse twice in one evening", "A pilot photographs volcanoes from a small yellow aeroplane",
@@ -451,7 +453,7 @@ def meaning(n, queries, tried, keep, rows=()):
     from fuse_nb.ranking import Fuse
     rows = list(rows)
     for k in range(len(rows), n):
-        text, row = TEXTS[k * 108 // n], dict(by={})
+        text, row = TEXTS[k*INVERSIONS//n], dict(by={})
         vector = encoder().encode([text])[0]
         for name in SOURCES:
             start = time.process_time()
@@ -461,17 +463,17 @@ def meaning(n, queries, tried, keep, rows=()):
         both = encoder().encode([r["text"] for r in row["by"].values()])
         rows.append(dict(text=text, **row, between=round(float(both[0] @ both[1]), 4), words_between=round(100*f1(*(r["text"] for r in row["by"].values())), 1)))
         print(rows[-1], flush=True)
-        keep(meaning=dict(queries=queries, ranker=f"fuse {tried}", rows=rows, **told(rows)))
+        keep(meaning=dict(rows=rows))
+    keep(meaning=dict(queries=queries, ranker=f"fuse {tried}", rows=rows, **told(rows)))
 
 
 def told(rows):
     "Means with intervals, and the floor: how near the found texts of *different* sentences are."
-    means = lambda values: dict(zip(("mean", "low", "high"), (round(x, 4) for x in interval(values)))) if len(values) >= FEWEST else None
     found = {m: encoder().encode([r["by"][m]["text"] for r in rows]) for m in SOURCES}
     other = (found[SOURCES[0]] @ found[SOURCES[1]].T)[~torch.eye(len(rows), dtype=bool)]
-    by = {m: {k: means([r["by"][m][k] for r in rows]) for k in ("cosine", "f1", "seconds")} for m in SOURCES}
+    by = {m: {k: mean_within([r["by"][m][k] for r in rows]) for k in ("cosine", "f1", "seconds")} for m in SOURCES}
     floor = dict(mean=round(other.mean().item(), 4), highest=round(other.max().item(), 4)) if len(rows) > 1 else None
-    return dict(by=by, between=means([r["between"] for r in rows]), words_between=means([r["words_between"] for r in rows]), different=floor)
+    return dict(by=by, between=mean_within([r["between"] for r in rows]), words_between=mean_within([r["words_between"] for r in rows]), different=floor)
 
 
 def options(doc, parts, out):

@@ -81,7 +81,7 @@ def table(runs):
         n, k = len(mine), sum(all(r["says"].values()) for r in mine)
         goals = list(dict.fromkeys(r["goal"] for r in mine))
         shares = [float(np.mean(share(way, g))) for g in goals]
-        joint = [x - float(np.mean(share(SAID[1], g))) for g, x in zip(goals, shares) if share(SAID[1], g)]
+        joint = [x - float(np.mean(other)) for g, x in zip(goals, shares) if (other := share(SAID[1], g))]
         mean = lambda f: round(sum(map(f, mine))/n, 3)
         out[way] = dict(n=n, both=k, share=within(shares), less_joint=within(joint), goals=len({r["goal"] for r in mine if all(r["says"].values())}),
                         smollm2=sum(r["says"]["smollm2"] for r in mine), gemma=sum(r["says"]["gemma"] for r in mine),
