@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 from .checks import check_count, check_tensor
 from .precision import print_of
+from .store import bring
 
 # %% auto #0
-__all__ = ['as_losses', 'in_halves', 'Remembered', 'digest', 'told_apart']
+__all__ = ['as_losses', 'in_halves', 'Remembered', 'settle', 'digest', 'told_apart']
 
 # %% ../nbs/36_answers.ipynb #9ead115a
 def as_losses(
@@ -67,31 +69,74 @@ class Remembered(dict):
             return
         for text, loss in zip(texts, losses.tolist()):
             self.setdefault(text, loss)
-        oldest = list(self)[: max(0, len(self) - self.most)]
-        for text in oldest:
+        self._forget_oldest()
+
+    def _forget_oldest(self) -> None:
+        for text in list(self)[: max(0, len(self) - self.most)]:
             del self[text]
 
-    def read(
-        self,
-        texts: Sequence[str],  # N texts, in any order, some of them twice
-        losses: Callable[[list[str]], Tensor],  # of some distinct texts, on any device
-    ) -> Tensor:  # (N,) float32 on the CPU
-        "The loss of each text: remembered, or asked for, in halves where the memory is short."
-        known = {t: self[t] for t in texts if t in self}
-        coming = [t for some, _ in self.waiting for t in some]
-        new = [t for t in dict.fromkeys(texts) if t not in known and t not in coming]
-        if len(known) < len(set(texts)):
-            parts = [x for _, x in self.waiting] + (in_halves(losses, new) if new else [])
-            found, self.waiting = torch.cat(parts).cpu(), []
-            known = dict(zip(coming + new, found.tolist())) | known
-            self.add(coming + new, found)
-        return torch.tensor([known[t] for t in texts])
+# %% ../nbs/36_answers.ipynb #de5cf97c
+@patch
+def ask(
+    self: Remembered,
+    texts: Sequence[str],  # N texts, in any order, some of them twice
+    losses: Callable[[list[str]], Tensor],  # of some distinct texts, on any device
+) -> None:
+    "Have what is neither known nor on its way computed, in halves where the memory is short."
+    coming = {t for some, _ in self.waiting for t in some}
+    new = [t for t in dict.fromkeys(texts) if t not in self and t not in coming]
+    if new:
+        self.waiting.append((new, torch.cat(in_halves(losses, new))))
 
-    def forget(self, texts: Sequence[str]) -> None:
-        "Read these texts again when they are asked for, and those whose losses wait on a device."
-        self.waiting = []
-        for t in texts:
-            self.pop(t, None)
+
+@patch
+def told(self: Remembered, texts: Sequence[str]) -> Tensor:  # (N,) float32 on the CPU
+    "The loss of each text that was asked for."
+    if any(t not in self for t in texts):
+        settle([self])
+    found = torch.tensor([self[t] for t in texts])
+    self._forget_oldest()
+    return found
+
+
+@patch
+def forget(self: Remembered, texts: Sequence[str]) -> None:
+    "Read these texts again when they are asked for."
+    settle([self])
+    for t in texts:
+        self.pop(t, None)
+
+# %% ../nbs/36_answers.ipynb #c59a4584
+def settle(
+    memories: Sequence[Remembered],
+    *more: Tensor,  # that shall come with it
+) -> list[Tensor]:  # these, float32 on the CPU
+    "What waits for any of these memories comes down, in one copy from each device."
+    waiting = [(m, texts, x) for m in memories for texts, x in m.waiting]
+    losses = bring(*(x for *_, x in waiting), *more)
+    for (memory, texts, _), found in zip(waiting, losses):
+        for text, loss in zip(texts, found.tolist()):
+            memory.setdefault(text, loss)
+    for memory in memories:
+        memory.waiting = []
+    return losses[len(waiting) :]
+
+# %% ../nbs/36_answers.ipynb #bce073c7
+@patch
+def lying(
+    self: Remembered,
+    texts: Sequence[str],  # N texts that were asked for
+    device: torch.device,  # where their losses were computed
+) -> Tensor:  # (N,) float32 there
+    "The loss of each text on a device, without a wait for it."
+    if device.type == "cpu" or not any(t not in self for t in texts):
+        return self.told(texts).to(device)
+    place = {t: i for i, t in enumerate(t for some, _ in self.waiting for t in some)}
+    known = torch.tensor([self.get(t, 0.0) for t in texts])
+    at = torch.tensor([-1 if t in self else place[t] for t in texts])
+    known, at = torch.stack([known, at.float()]).to(device)  # exact below 2**24
+    new = torch.cat([x for _, x in self.waiting]).float()
+    return torch.where(at < 0, known, new[at.long().clamp(min=0)])
 
 # %% ../nbs/36_answers.ipynb #91dc48fc
 def digest(*parts: object) -> str:

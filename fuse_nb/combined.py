@@ -11,6 +11,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 from .checks import check_count, check_number, shown
+from .store import send
 from .slots import State, check_ranking, read_by, tangents
 from .tables import Tables, words_alone
 from .objective import Objective, Term
@@ -32,19 +33,18 @@ __all__ = ['RANKERS', 'ridge_fit', 'Combined', 'Surrogate', 'get_ranker']
 # %% ../nbs/53_combined.ipynb #fd5e99cf
 def _in_a_row(losses: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     "Which slot each known loss belongs to; the losses centred and scaled; their means and spread."
-    slot = torch.repeat_interleave(torch.tensor([len(y) for y in losses]))
-    losses = [y.double().cpu() for y in losses]
+    slot = torch.cat([torch.full(y.shape, s, device=y.device) for s, y in enumerate(losses)])
     mean = torch.stack([y.mean() for y in losses])
     spreads = [y.std() if len(y) > 1 else y.new_ones(()) for y in losses]
     spread = torch.stack(spreads).mean().clamp(min=1e-9)
     return slot, (torch.cat(losses) - mean[slot]) / spread, mean, spread
 
 # %% ../nbs/53_combined.ipynb #10248167
-def _posterior(C: Tensor, z: Tensor) -> tuple[Tensor, float]:
+def _posterior(C: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     "C^-1 z as a column, and the log-density of z under N(0, C) up to a constant."
-    root = torch.linalg.cholesky(C)
+    root = torch.linalg.cholesky_ex(C)[0]  # with noise on its diagonal; to check is to wait
     alpha = torch.cholesky_solve(z[:, None], root)
-    return alpha, (-0.5 * z @ alpha[:, 0] - root.diagonal().log().sum()).item()
+    return alpha, -0.5 * z @ alpha[:, 0] - root.diagonal().log().sum()
 
 # %% ../nbs/53_combined.ipynb #87553921
 def _likeliest(
@@ -56,13 +56,15 @@ def _likeliest(
     noise: float,             # variance of what nothing explains
 ) -> tuple[Tensor, Tensor]:   # (N, 1) alpha; (N, k) how much each known loss says about each slot
     "The posterior under the one of several correlations that makes the known losses likeliest."
-    apart = level * (slot[:, None] == slot).double() + noise * torch.eye(len(z))
+    apart = level * (slot[:, None] == slot).to(K) + noise * torch.ones_like(z).diag()
     found = []
     for R in shares:
-        alike = R.double().cpu().clone().fill_diagonal_(1)[slot]
+        alike = R.to(K).clone().fill_diagonal_(1)[slot]
         alpha, evidence = _posterior(K * alike[:, slot] + apart, z)
         found.append((evidence, alpha, alike))
-    return max(found, key=lambda f: f[0])[1:]
+    evidence, *both = map(torch.stack, zip(*found))
+    best = evidence.argmax(0, keepdim=True)
+    return tuple(x.index_select(0, best)[0] for x in both)
 
 # %% ../nbs/53_combined.ipynb #db80ced6
 def ridge_fit(
@@ -77,23 +79,25 @@ def ridge_fit(
     wanted: int | None = None,   # predict for so many of the slots, the first; None: for all
 ) -> Tensor:                     # (wanted, V) predicted losses
     "Kernel ridge regression over slots; of several correlations the likeliest is taken."
-    k, (slot, z, mean, spread) = len(tokens), _in_a_row(losses)
-    at = torch.cat(list(tokens)).to(features[0].device)
-    X = torch.cat([f[t] for f, t in zip(features, at.split([len(t) for t in tokens]))])
+    k, device, sizes = len(tokens), features[0].device, [len(t) for t in tokens]
+    wide = torch.float64 if device.type == "cpu" else torch.float32
+    known = torch.cat(list(losses)).to(device, wide)
+    slot, z, mean, spread = _in_a_row(known.split(sizes))
+    (at,) = send(device, torch.cat(list(tokens)))
+    X = torch.cat([f[t] for f, t in zip(features, at.split(sizes))])
     K = X @ X.T
     if table is not None:
         T = table[at]
         K = K + (kernel * T @ T.T).to(K)
     shares = [torch.full((k, k), share)] if isinstance(share, float) else share
-    alpha, alike = _likeliest(K.cpu().double(), slot, z, shares, level, noise)
-    constant = torch.zeros(k, dtype=z.dtype).index_add_(0, slot, level * alpha[:, 0])
-    ends = torch.stack([mean + spread * constant, spread.expand(k)])
-    sent = torch.cat([alpha * alike, ends])[:, :wanted].to(X)  # all in one copy
-    weights, (offset, scale) = sent[:-2], sent[-2:, :, None]  # weights: what each loss says there
+    alpha, alike = _likeliest(K.to(z), slot, z, shares, level, noise)
+    constant = z.new_zeros(k).index_add_(0, slot, level * alpha[:, 0])
+    weights = (alpha * alike)[:, :wanted].to(X)  # what each loss says of each slot
+    offset = (mean + spread * constant)[:wanted, None].to(X)
     fit = torch.stack([f @ w for f, w in zip(features, (X.T @ weights).T)])
     if table is not None:
         fit = fit + (table @ (kernel * T.T @ weights.to(T))).T.to(fit)
-    return offset + scale * fit
+    return offset + spread.to(X) * fit
 
 # %% ../nbs/53_combined.ipynb #d5f43c52
 def _standard(x: Tensor, over: Tensor) -> Tensor:
@@ -207,7 +211,7 @@ def slots_of(
     earlier = {} if on_tokens else dict(s.earlier for s in states if s.earlier)
     slots = [*states, *(replace(states[0], left=list(left)) for left in earlier)]
     tokens += [torch.tensor(tried) for tried in earlier.values()]
-    now = torch.arange(len(slots)) < len(states)
+    now = torch.arange(len(slots), device=term.model.device) < len(states)
     memory = self.memory if earlier else (0.0,)
     shares = [self.share * torch.where(now[:, None] == now, 1.0, m) for m in memory]
     return slots, tokens, shares
@@ -219,7 +223,8 @@ def predict_all(self: Combined, term: Term, states: Sequence[State]) -> Tensor: 
     slots, tokens, shares = self.slots_of(term, states)
     k = len(states)
     columns, table = self.features(term, states, tokens[:k])
-    losses = term.exact(read_by(term, slots, tokens)[1]).split([len(t) for t in tokens])
+    texts = read_by(term, slots, tokens)[1]
+    losses = term.ask(texts).lying(texts, columns.device).split([len(t) for t in tokens])
     fit = [columns] * len(slots), tokens, losses, self.noise, table, self.kernel, shares
     return ridge_fit(*fit, wanted=k)
 

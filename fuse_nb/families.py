@@ -103,11 +103,12 @@ class Family:
         **inputs,               # of the model's forward
     ) -> object:
         "One forward pass: what the model returns."
+        device = next(x for x in inputs.values() if isinstance(x, Tensor)).device
         if last and "logits_to_keep" in self.takes:
-            tensor = next(x for x in inputs.values() if isinstance(x, Tensor))
-            inputs["logits_to_keep"] = torch.arange(-last, 0, device=tensor.device)
+            inputs["logits_to_keep"] = torch.arange(-last, 0, device=device)
         if {"use_cache", "kwargs"} & self.takes:
-            inputs["use_cache"] = use_cache
+            spares = self.cache == "whole" and device.type != "cpu"
+            inputs["use_cache"] = use_cache or spares
         return self.model(**inputs)
 
 # %% ../nbs/30_families.ipynb #fed96f53

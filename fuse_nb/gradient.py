@@ -36,6 +36,10 @@ class Route:
         "The longest target sequence."
         return max(map(len, self.target_ids))
 
+    def positions(self) -> list[Tensor]:
+        "`moves` as (2, N, l) tensors of the host."
+        return [torch.from_numpy(np.stack(both)) for both in self.moves.values()]
+
 # %% ../nbs/42_gradient.ipynb #62c35b84
 def _shift(source: WordIndex, target: WordIndex, prefix: str) -> WordIndex:
     "The words of the texts, numbered as they are inside prefix + text + suffix."
@@ -93,6 +97,7 @@ def pull(
     adapter: object,  # a fitted `FuseAdapter`
     route: Route,  # of the same batch
     target_grad: Tensor,  # (B, m, d_target) gradient at the target's input embeddings
+    moves: Sequence[Tensor] | None = None,  # the route's `positions` there; None: they are sent
 ) -> Tensor:  # (B, n, d_source), same dtype and device
     "Every word's target gradient, taken to its source tokens. Raises `TypeError` or `ValueError`."
     check_tensor("target_grad", target_grad, ndim=3, width=adapter.d_target)
@@ -102,8 +107,8 @@ def pull(
         raise ValueError(f"target_grad must be {expected} for this route, got {(B, m, d)}")
     rows = torch.cat([target_grad.reshape(B * m, d), target_grad.new_zeros(1, d)])
     out = rows.new_zeros(B * route.source_width + 1, adapter.d_source)
-    moves = [torch.from_numpy(np.stack(positions)) for positions in route.moves.values()]
-    for pair, (to, at) in zip(route.moves, send(rows.device, *moves)):
+    moves = send(rows.device, *route.positions()) if moves is None else moves
+    for pair, (to, at) in zip(route.moves, moves):
         back = adapter.pullback(rows[at], pair)  # (N, l, d_source); -1 is the last row
         out.index_add_(0, to.flatten() % len(out), back.flatten(0, 1).to(out.dtype))
     return out[:-1].view(B, route.source_width, -1)
@@ -113,13 +118,14 @@ class _Bridge(torch.autograd.Function):
     "Forward: the target's embeddings, whatever the source's are. Backward: `pull`."
 
     @staticmethod
-    def forward(ctx, source_embeds, target_embeds, adapter, path):
-        ctx.adapter, ctx.path, ctx.dtype = adapter, path, source_embeds.dtype
+    def forward(ctx, source_embeds, target_embeds, adapter, path, moves):
+        ctx.pulled, ctx.dtype = (adapter, path, moves), source_embeds.dtype
         return target_embeds.clone()
 
     @staticmethod
     def backward(ctx, grad):
-        return pull(ctx.adapter, ctx.path, grad).to(ctx.dtype), None, None, None
+        adapter, path, moves = ctx.pulled
+        return pull(adapter, path, grad, moves).to(ctx.dtype), None, None, None, None
 
 # %% ../nbs/42_gradient.ipynb #b74bb38c
 def bridge(
@@ -137,8 +143,9 @@ def bridge(
         source_embeds, source_ids = source_embeds[None], [source_ids]
     path = route(adapter, source_ids, prefix, suffix)
     check_embeds(source_embeds, adapter.d_source, len(path.target_ids), path.source_width)
-    padded, mask = adapter.target.pad(path.target_ids)
-    return _Bridge.apply(source_embeds, adapter.target.embed(padded), adapter, path), mask
+    target, host = adapter.target, adapter.target.padded(path.target_ids)
+    padded, mask, *moves = send(target.device, *host, *path.positions())
+    return _Bridge.apply(source_embeds, target.embed(padded), adapter, path, moves), mask
 
 # %% ../nbs/42_gradient.ipynb #5a57cc6e
 @patch

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from fastcore.basics import patch
 from torch import Tensor
-from .answers import as_losses, in_halves  # noqa: F401 (60 takes it from here)
+from .answers import as_losses, in_halves, settle  # noqa: F401 (60 takes it from here)
 from .causal import CausalLM
 from .checks import check_count, check_number
 from .gradient import bridge
@@ -89,20 +89,27 @@ def __call__(
 ) -> Values:
     "Evaluate exactly. Raises `FloatingPointError` naming the term whose loss is not a number."
     start, end = check_count("start", start, 0), check_count("end", end, 0)
-    known, values = known or {}, {}
+    known, asked = dict(known or {}), {}
     for t in self.terms:
-        losses = known[t.name] if t.name in known else self._losses(t, seqs, start, end)
-        values[t.name] = as_losses(t.name, losses, len(seqs)).detach().cpu()
-    return self.sum(values)
+        if t.name not in known:
+            self._ask(t, seqs, start, end, known, asked)
+    parts = [as_losses(name, x, len(seqs)) for name, x in known.items()]
+    parts = settle([memory for memory, _ in asked.values()], *parts)
+    values = dict(zip(known, parts)) | {name: m.told(texts) for name, (m, texts) in asked.items()}
+    return self.sum({t.name: values[t.name] for t in self.terms})
 
 # %% ../nbs/51_objective.ipynb #6086b364
 @patch
-def _losses(self: Objective, t: Term, seqs: Sequence, start: int, end: int) -> Tensor:
-    "One term of every row."
+def _ask(
+    self: Objective, t: Term, seqs: Sequence, start: int, end: int, known: dict, asked: dict
+) -> None:
+    "Have every row read by one term: its losses are known, or wait in its memory by text."
     if self._reads_tokens(t):
         rows, given = t.own_rows(self.source, seqs, start, end)
-        return t.loss.exact_ids(rows, given)
-    return t.exact(self.texts([t.read_tokens(s, start, end) for s in seqs]))
+        known[t.name] = t.loss.exact_ids(rows, given)
+    else:
+        texts = self.texts([t.read_tokens(s, start, end) for s in seqs])
+        asked[t.name] = t.ask(texts), texts
 
 # %% ../nbs/51_objective.ipynb #f28dac37
 @patch
@@ -199,7 +206,7 @@ def gradient(
     end: int = 0,  # and at the right
 ) -> tuple[Tensor, Tensor]:  # (B,) losses and (B, n, d_source) their gradients
     "The terms that have a gradient, weighed and added. Raises `ValueError` if no term has one."
-    embeds = leaf(objective.source, seqs)
+    embeds, _ = leaf(objective.source, seqs)
     total = 0 * embeds.sum((1, 2))
     for t in objective._moving():
         total = total + t.weight * objective._differentiable(t, embeds, seqs, start, end)
@@ -213,11 +220,12 @@ def token_gradient(
     end: int = 0,  # and at the right
 ) -> tuple[Tensor, Tensor]:  # (B,) losses and (B, n - start - end, V) slopes, float32
     "The gradient in the one-hot rows of the found tokens. Raises `ValueError` if no term has one."
-    source, embeds = objective.source, leaf(objective.source, seqs)
+    source, (embeds, ids) = objective.source, leaf(objective.source, seqs)
     total, stop, judged = 0 * embeds.sum((1, 2)), embeds.shape[1] - end, 0.0
     for t in objective._moving():
         if isinstance(t.loss, Fluency):
-            losses, slopes = objective._judged(t, embeds, seqs, start, end)
+            rows = ids if t.reads == "whole" else seqs  # those lie on the device
+            losses, slopes = objective._judged(t, embeds, rows, start, end)
             judged = judged + t.weight * slopes
         else:
             losses = objective._differentiable(t, embeds, seqs, start, end)
@@ -229,10 +237,10 @@ def token_gradient(
 # %% ../nbs/51_objective.ipynb #df8f25c5
 @patch
 def _judged(
-    self: Objective, t: Term, embeds: Tensor, seqs: Sequence, start: int, end: int
+    self: Objective, t: Term, embeds: Tensor, rows: Tensor | Sequence, start: int, end: int
 ) -> tuple[Tensor, Tensor]:  # (B,) and (B, found, V)
     "Fluency, differentiable in what is read, and its slopes in the found tokens that are judged."
-    rows, _ = t.own_rows(self.source, seqs, start, end)
+    rows = rows if isinstance(rows, Tensor) else t.own_rows(self.source, rows, start, end)[0]
     first = start if t.reads == "whole" else len(self.source.bos_ids)  # where the found begin
     stop = first + embeds.shape[1] - start - end
     embeds, given = t.own_embeds(self.source, embeds, start, end)

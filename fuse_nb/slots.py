@@ -158,14 +158,15 @@ def _one_pass(term, prefix: str, rows: list, at: np.ndarray, adapter) -> tuple:
     path = route(adapter, rows, prefix, term.suffix)
     word, slots = path.word_of(at), torch.from_numpy(at)  # (b, m): the tokens of the slot's word
     batch = term.model.padded(path.target_ids)
-    ids, mask, word, slots = send(term.model.device, *batch, word, slots)
+    sent = send(term.model.device, *batch, word, slots, *path.positions())
+    ids, mask, word, slots, *moves = sent
     leaf = term.model.embed(ids).detach().requires_grad_()
     losses = term.loss.losses(leaf, mask)
     grad = torch.autograd.grad(losses.sum(), leaf)[0]
     target, source = (grad * word[..., None]).sum(1).float(), None
     if not isinstance(adapter, _Unmapped):
         every = torch.arange(len(at), device=grad.device)
-        source = pull(adapter, path, grad)[every, slots].float()
+        source = pull(adapter, path, grad, moves)[every, slots].float()
     return losses.detach().float(), source, target
 
 # %% ../nbs/49_slots.ipynb #82cf3a28

@@ -31,7 +31,7 @@ from fuse_nb.files import (                                         # the front 
 )
 
 # %% auto #0
-__all__ = ['pick_device', 'send', 'check_model']
+__all__ = ['pick_device', 'send', 'bring', 'check_model']
 
 # %% ../nbs/06_store.ipynb #5b6598ad
 from fuse_nb.packages import (                                      # and to packages
@@ -83,6 +83,20 @@ def send(
     row = torch.cat([p.flatten().long() for p in parts]).to(device)
     cut = row.split([p.numel() for p in parts])
     return [x.view(p.shape) for x, p in zip(cut, parts)]
+
+# %% ../nbs/06_store.ipynb #bb5aa027
+def bring(
+    *parts: torch.Tensor,   # numbers, of any shapes, on any devices
+) -> list[torch.Tensor]:    # float32 on the host, of the same shapes
+    "Small tensors of devices, brought to the host: one copy, and one wait, for each device."
+    import torch
+
+    found = {}
+    for device in {p.device for p in parts}:
+        mine = [i for i, p in enumerate(parts) if p.device == device]
+        row = torch.cat([parts[i].detach().float().flatten() for i in mine]).cpu()
+        found |= zip(mine, row.split([parts[i].numel() for i in mine]))
+    return [found[i].view(p.shape) for i, p in enumerate(parts)]
 
 # %% ../nbs/06_store.ipynb #af5111ac
 @contextlib.contextmanager

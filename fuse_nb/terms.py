@@ -82,12 +82,14 @@ def _special_ends(
 def leaf(
     lm: CausalLM,  # whose tokens
     rows: Sequence[Sequence[int]],  # B rows of n token ids
-) -> Tensor:  # (B, n, d)
-    "The rows' input embeddings, ready for a gradient. Raises `ValueError` for several lengths."
+) -> tuple[Tensor, Tensor]:  # (B, n, d) and (B, n)
+    """The rows' input embeddings, ready for a gradient, and the rows, where the model is.
+    Raises `ValueError` for several lengths."""
     lengths = sorted({len(r) for r in rows})
     if len(lengths) != 1:
         raise ValueError(f"seqs must have one length, got {lengths}")
-    return lm.embed([list(map(int, r)) for r in rows]).detach().clone().requires_grad_()
+    ids = lm._checked([list(map(int, r)) for r in rows]).to(lm.device)
+    return lm.embed(ids).detach().clone().requires_grad_(), ids
 
 # %% ../nbs/39_terms.ipynb #1ea8d4c4
 class Framed:
@@ -170,7 +172,15 @@ def check_way(term: Framed, adapter: object) -> object:
 @patch
 def exact(self: Framed, texts: Sequence[str]) -> Tensor:  # (N,) float32 on the CPU
     "The loss of each text in the template; a text is read once while it is remembered."
-    return self._seen.read(texts, self._read)
+    self.ask(texts)
+    return self._seen.told(texts)
+
+
+@patch
+def ask(self: Framed, texts: Sequence[str]) -> Remembered:
+    "Have texts read, and wait for nothing: the memory in which their losses will be."
+    self._seen.ask(texts, self._read)
+    return self._seen
 
 
 @patch

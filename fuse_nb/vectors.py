@@ -18,7 +18,8 @@ def vector_logits(
     table, scale = _tied(lm)
     logits, hidden = _logits_and_hidden(lm, embeds)
     logits, hidden = logits[:, :-1].float(), hidden[:, :-1].float()
-    _check_product(lm, logits[0, -1].detach(), table.float() @ hidden[0, -1].detach())
+    product = lambda: table.float() @ hidden[0, -1].detach()
+    lm.remember("product", lambda: _check_product(lm, logits[0, -1].detach(), product()))
     return logits, (hidden * embeds[:, 1:].float()).sum(-1) * scale
 
 # %% ../nbs/38_vectors.ipynb #31b1c395

@@ -78,7 +78,7 @@ class Machine(TorchDispatchMode):
         there, here = [x for x in leaves if is_there(x)], [x for x in leaves if not is_there(x)]
         wanted = kwargs.get("device")
         goes_there = torch.device(wanted).type == "pretend" if wanted is not None else bool(there)
-        if func is aten._to_copy.default: self.count(bool(there) and not goes_there, bool(here) and goes_there)
+        if func is aten._to_copy.default: self.count(bool(there) and not goes_there, any(x.numel() for x in here) and goes_there)     # of no numbers nothing is sent
         elif func in COPIES and there and here:
             goes_there = is_there(args[0])
             self.count(not goes_there, goes_there)
