@@ -149,18 +149,30 @@ class Combined(Ranker):
             self._alone[term] = words_alone(term, state.source, self.tables)
         return self._alone[term]
 
+    def lender(self, term: Term, others: Sequence[Term], state: State) -> Term | None:
+        "The first of the other terms that has a word table, where this one has none."
+        if self.alone(term, state) is not None:
+            return None
+        able = (t for t in others if t is not term and foreseeable(t))
+        return next((t for t in able if self.alone(t, state) is not None), None)
+
 # %% ../nbs/53_combined.ipynb #544e14be
 @patch
-def tries_for(self: Combined, term: Term, states: Sequence[State]) -> int:
+def tries_for(
+    self: Combined, term: Term, states: Sequence[State], lender: Term | None = None
+) -> int:
     "How many words are tried in each of these slots for one term."
     helped = len(states) > 1 or states[0].earlier
-    return self.again if helped and self.alone(term, states[0]) is not None else self.n
+    table = lender is not None or self.alone(term, states[0]) is not None
+    return self.again if helped and table else self.n
 
 
 @patch
 def tries(self: Combined, terms: Sequence[Term], states: Sequence[State]) -> int:
     "How many `expansions` of each slot are tried: the most that a term wants."
-    return max((self.tries_for(t, states) for t in terms if foreseeable(t)), default=0)
+    seen = [t for t in terms if foreseeable(t)]
+    lenders = [self.lender(t, terms, states[0]) for t in seen]
+    return max((self.tries_for(t, states, by) for t, by in zip(seen, lenders)), default=0)
 
 # %% ../nbs/53_combined.ipynb #f5ee2e6f
 @patch
@@ -180,11 +192,16 @@ def slopes(
 # %% ../nbs/53_combined.ipynb #c00b0546
 @patch
 def features(
-    self: Combined, term: Term, states: Sequence[State], tokens: Sequence[Tensor]
+    self: Combined,
+    term: Term,
+    states: Sequence[State],
+    tokens: Sequence[Tensor],
+    lender: Term | None = None,
 ) -> tuple[Tensor, Tensor | None]:  # (V, p) the same for all slots; (V, d) unit rows
     "The columns and, where there is one, the centred word table."
     source, allowed, alone = states[0].source, states[0].allowed, self.alone(term, states[0])
-    device = source.device if alone is None else alone.device
+    owner = term if alone is not None else lender
+    device = source.device if owner is None else self.alone(owner, states[0]).device
     words, kind = self.tables.begins(source), allowed.cpu().numpy().tobytes()
     over = self.tables.once((kind, device), (source,), lambda: allowed.to(device))
     begins = self.tables.once(("begins", device), (source,), lambda: words.float().to(device))
@@ -192,8 +209,9 @@ def features(
     if alone is not None:
         z = _standard(alone, over)
         columns += [z * begins, 0.5 * z * (1 - begins)]
-        make = lambda: _unit_rows(self.tables.words(source, term.model), words, allowed)
-        table = self.tables.once(("unit rows", kind), (source, term.model), make)
+    if owner is not None:
+        make = lambda: _unit_rows(self.tables.words(source, owner.model), words, allowed)
+        table = self.tables.once(("unit rows", kind), (source, owner.model), make)
     if self.gradients:
         slopes = self.slopes(term, states, tokens)
         tangent, *adapted = [0.5 * _standard(x.to(device), over) for x in slopes]
@@ -203,10 +221,10 @@ def features(
 # %% ../nbs/53_combined.ipynb #48caa9c9
 @patch
 def slots_of(
-    self: Combined, term: Term, states: Sequence[State]
+    self: Combined, term: Term, states: Sequence[State], lender: Term | None = None
 ) -> tuple[list[State], list[Tensor], list[Tensor]]:  # slots, their tried tokens, shares
     "This step's slots and those of the step before; and the correlations to choose from."
-    tokens = [s.expansions(self.tries_for(term, states)) for s in states]
+    tokens = [s.expansions(self.tries_for(term, states, lender)) for s in states]
     on_tokens = hasattr(term.loss, "exact_ids") and term.model is states[0].source
     earlier = {} if on_tokens else dict(s.earlier for s in states if s.earlier)
     slots = [*states, *(replace(states[0], left=list(left)) for left in earlier)]
@@ -218,15 +236,25 @@ def slots_of(
 
 # %% ../nbs/53_combined.ipynb #29a94b74
 @patch
-def predict_all(self: Combined, term: Term, states: Sequence[State]) -> Tensor:  # (k, V)
-    "The term's loss with each token in each slot."
-    slots, tokens, shares = self.slots_of(term, states)
+def predict_all(
+    self: Combined, term: Term, states: Sequence[State], lender: Term | None = None
+) -> Tensor:  # (k, V)
+    "The term's loss with each token in each slot; a term without a word table may borrow one."
+    slots, tokens, shares = self.slots_of(term, states, lender)
     k = len(states)
-    columns, table = self.features(term, states, tokens[:k])
+    columns, table = self.features(term, states, tokens[:k], lender)
     texts = read_by(term, slots, tokens)[1]
     losses = term.ask(texts).lying(texts, columns.device).split([len(t) for t in tokens])
     fit = [columns] * len(slots), tokens, losses, self.noise, table, self.kernel, shares
     return ridge_fit(*fit, wanted=k)
+
+
+@patch
+def predict_beside(
+    self: Combined, term: Term, others: Sequence[Term], states: Sequence[State]
+) -> Tensor:  # (k, V)
+    "The same, with the table of the first of the other terms that has one."
+    return self.predict_all(term, states, self.lender(term, others, states[0]))
 
 # %% ../nbs/53_combined.ipynb #ca24e460
 class Surrogate(Combined):

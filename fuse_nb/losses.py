@@ -207,7 +207,7 @@ class NextTokens(NextLogits):
 class ZeroShotLabel(NextLogits):
     "A label told by a causal model between two words, against a neutral text; in nats."
 
-    prefix, suffix = "Review: ", "\nSentiment (positive or negative):"
+    prefix, suffix = "Review: ", "\nSentiment:"
 
     def __init__(
         self,

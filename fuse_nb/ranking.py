@@ -48,6 +48,12 @@ class Ranker:
             raise NotImplementedError("a ranker needs predict or predict_all")
         return torch.stack([self.predict(term, s) for s in states])
 
+    def predict_beside(
+        self, term: Term, others: Sequence[Term], states: Sequence[State]
+    ) -> Tensor:  # (k, V)
+        "The same among the objective's terms, for a ranker that learns from the others."
+        return self.predict_all(term, states)
+
     def rank(self, objective: Objective, state: State) -> Tensor:  # (V,) lower is better
         "The objective predicted for every token in one slot."
         return self.rank_all(objective, [state])[0]
@@ -67,7 +73,8 @@ def rank_all(self: Ranker, objective: Objective, states: Sequence[State]) -> Ten
         if isinstance(t.loss, Fluency):
             total += t.weight * fluency
         elif foreseeable(t):
-            predicted = check_ranking(self, self.predict_all(t, states), total.shape)
+            found = self.predict_beside(t, objective.terms, states)
+            predicted = check_ranking(self, found, total.shape)
             total += t.weight * predicted.to(total)
     return total
 
