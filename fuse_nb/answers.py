@@ -135,7 +135,7 @@ def lying(
     known = torch.tensor([self.get(t, 0.0) for t in texts])
     at = torch.tensor([-1 if t in self else place[t] for t in texts])
     known, at = torch.stack([known, at.float()]).to(device)  # exact below 2**24
-    new = torch.cat([x for _, x in self.waiting]).float()
+    new = torch.cat([x.float().to(device) for _, x in self.waiting])
     return torch.where(at < 0, known, new[at.long().clamp(min=0)])
 
 # %% ../nbs/36_answers.ipynb #91dc48fc

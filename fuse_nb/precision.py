@@ -31,13 +31,18 @@ def name_of(
 def best_dtype(
     device: torch.device,  # where the models will be
 ) -> str:
-    "What `auto` stands for: bfloat16 on a card that was built for it, else float32."
+    "What `auto` stands for: bfloat16 where the hardware was built for it, else float32."
     import torch
 
-    if device.type != "cuda":
-        return "float32"
-    fast = torch.version.hip or torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cuda":
+        fast = torch.version.hip or torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        has = [getattr(torch.cpu, name, bool)() for name in _UNITS]
+        fast = device.type == "cpu" and any(has)
     return "bfloat16" if fast else "float32"
+
+
+_UNITS = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # a torch without them says no
 
 # %% ../nbs/29_precision.ipynb #eab802c2
 def _try_out(dtype: torch.dtype, device: torch.device) -> None:

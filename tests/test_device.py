@@ -92,6 +92,19 @@ def test_every_optimizer_and_ranker_for_a_source_with_windows(made, eyes, name):
     assert same(*on_both(name, eyes["gemma3"], made["pieces"], made["gpt2-pieces"].tensors))
 
 
+def test_a_loss_that_answers_on_the_host(made):
+    "As that of an inversion does, which keeps what it was told."
+    def hosted(objective):
+        loss = objective.terms[1].loss
+        real = loss.exact
+        loss.exact = lambda texts: real(texts).cpu()
+        return objective
+    tensors = made["gpt2-pieces"].tensors
+    here = search("combined").minimize(hosted(bridged(made["gpt2"], made["pieces"], tensors)), prefix=PREFIX, seed=1)
+    with Machine(double=False): found = search("combined").minimize(hosted(bridged_there(made["gpt2"], made["pieces"], tensors)), prefix=PREFIX, seed=1)
+    assert same(here, found)
+
+
 def test_a_wanted_continuation_gives_the_text_of_the_cpu(made):
     here = search("gcg").minimize(continued(made["gpt2"]), prefix=PREFIX, seed=1)
     with Machine(double=False): found = search("gcg").minimize(continued(there(made["gpt2"])), prefix=PREFIX, seed=1)

@@ -58,8 +58,8 @@ def test_what_is_reported_is_the_objective_read_once_more(made, name, dtype):
 
 def test_in_float32_nothing_is_read_twice(made, monkeypatch):
     objective, read = bridged(made["gpt2"], made["pieces"], made["gpt2-pieces"].tensors), []
-    real = Objective._losses
-    monkeypatch.setattr(Objective, "_losses", lambda self, t, seqs, *a: read.append(len(seqs)) or real(self, t, seqs, *a))
+    real = Objective._ask
+    monkeypatch.setattr(Objective, "_ask", lambda self, t, seqs, *a: read.append(len(seqs)) or real(self, t, seqs, *a))
     r = search("random-search").minimize(objective, prefix=PREFIX, seed=1)
     assert sum(read) == 2 * r.evaluations and "dtype" not in r.settings       # two terms
     read.clear()
@@ -190,8 +190,19 @@ def test_weights_that_float16_cannot_hold_are_refused_by_name(made):
     assert low(large).dtype == BF16                                              # its range is float32's
 
 
-@pytest.mark.parametrize("device", ["cpu", "mps"])
-def test_auto_is_float32_where_bfloat16_was_not_faster(device): assert best_dtype(torch.device(device)) == "float32"
+def test_auto_is_float32_where_nobody_measured(): assert best_dtype(torch.device("mps")) == "float32"
+
+
+@pytest.mark.parametrize("has", [(), ("_is_avx512_bf16_supported",), ("_is_amx_tile_supported",)])
+def test_auto_asks_the_processor(monkeypatch, has):
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"): monkeypatch.setattr(torch.cpu, name, lambda name=name: name in has, raising=False)
+    assert best_dtype(torch.device("cpu")) == ("bfloat16" if has else "float32")
+    assert best_dtype(torch.device("mps")) == "float32"
+
+
+def test_auto_on_a_torch_that_cannot_be_asked(monkeypatch):
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"): monkeypatch.delattr(torch.cpu, name, raising=False)
+    assert best_dtype(torch.device("cpu")) == "float32"
 
 
 @pytest.mark.parametrize("capability, wanted", [((7, 5), "float32"), ((8, 0), "bfloat16"), ((9, 0), "bfloat16")])
