@@ -107,16 +107,10 @@ def exact_ids(
 
 
 @patch
-def _wanted(self: TargetText) -> Tensor:  # (m,)
-    "The continuation's tokens where the model is, sent once."
-    place = lambda: torch.tensor(self.ids, device=self.lm.device)
-    return self.lm.remember(("labels", *self.ids), place)
-
-
-@patch
 def _mean(self: TargetText, logits: Tensor) -> Tensor:
     "`(b, m, V)` logits that predict the continuation -> `(b,)` losses."
-    labels = self._wanted().expand(len(logits), -1)
+    place = lambda: torch.tensor(self.ids, device=logits.device)  # once
+    labels = self.lm.remember(("labels", *self.ids), place).expand(len(logits), -1)
     each = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="none")
     return each.view(labels.shape).mean(1)
 
@@ -132,7 +126,7 @@ def losses(self: TargetText, embeds: Tensor, mask: Tensor | None = None) -> Tens
     "`(b, n, d)` prompts, padded at the right -> `(b,)`, differentiable."
     if mask is not None and not mask.all():
         return torch.cat([self.losses(e[m.bool()][None]) for e, m in zip(embeds, mask)])
-    tail = self.lm.embed(self._wanted()[:-1]).expand(len(embeds), -1, -1)
+    tail = self.lm.embed(self.ids[:-1]).expand(len(embeds), -1, -1)
     embeds = torch.cat([embeds, tail.to(embeds)], 1).to(self.lm.dtype)
     self.lm.check_length(embeds.shape[1])
     logits = self.lm._call(last=len(self.ids), inputs_embeds=embeds, use_cache=False).logits

@@ -48,15 +48,17 @@ class Ranker:
             raise NotImplementedError("a ranker needs predict or predict_all")
         return torch.stack([self.predict(term, s) for s in states])
 
-    def predict_beside(
-        self, term: Term, others: Sequence[Term], states: Sequence[State]
-    ) -> Tensor:  # (k, V)
-        "The same among the objective's terms, for a ranker that learns from the others."
-        return self.predict_all(term, states)
-
     def rank(self, objective: Objective, state: State) -> Tensor:  # (V,) lower is better
         "The objective predicted for every token in one slot."
         return self.rank_all(objective, [state])[0]
+
+# %% ../nbs/52_ranking.ipynb #f85ae733
+@patch
+def predict_beside(
+    self: Ranker, term: Term, others: Sequence[Term], states: Sequence[State]
+) -> Tensor:  # (k, V)
+    "The same among the objective's terms, for a ranker that learns from the others."
+    return self.predict_all(term, states)
 
 # %% ../nbs/52_ranking.ipynb #c5cb366b
 def foreseeable(term: Term) -> bool:
