@@ -255,6 +255,8 @@ def fetched(self: _Walk, tried: list[list[int]], logprobs: Tensor, predicted: Te
     (more,) = send(best.device, torch.tensor([row + self.ends for row in tried], dtype=torch.long))
     ids = torch.cat([best, more], 1)
     known = torch.stack([ids.float(), logprobs.gather(1, ids), predicted.gather(1, ids)]).cpu()
+    if known[2].isnan().any():  # of what lies on a device nobody could say so before
+        raise ValueError(f"what {type(self.ranker).__name__} predicts is not a number")
     return [known[0].long().tolist(), *known[1:].tolist()]
 
 # %% ../nbs/61_autodan.ipynb #9401426c

@@ -42,7 +42,8 @@ def _in_a_row(losses: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]
 # %% ../nbs/53_combined.ipynb #10248167
 def _posterior(C: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     "C^-1 z as a column, and the log-density of z under N(0, C) up to a constant."
-    root = torch.linalg.cholesky_ex(C)[0]  # with noise on its diagonal; to check is to wait
+    root, failed = torch.linalg.cholesky_ex(C)
+    root = torch.where(failed == 0, root, torch.nan)  # an error would have to wait for the device
     alpha = torch.cholesky_solve(z[:, None], root)
     return alpha, -0.5 * z @ alpha[:, 0] - root.diagonal().log().sum()
 
@@ -63,7 +64,7 @@ def _likeliest(
         alpha, evidence = _posterior(K * alike[:, slot] + apart, z)
         found.append((evidence, alpha, alike))
     evidence, *both = map(torch.stack, zip(*found))
-    best = evidence.argmax(0, keepdim=True)
+    best = evidence.nan_to_num(nan=-torch.inf).argmax(0, keepdim=True)
     return tuple(x.index_select(0, best)[0] for x in both)
 
 # %% ../nbs/53_combined.ipynb #db80ced6

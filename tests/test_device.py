@@ -105,6 +105,13 @@ def test_a_loss_that_answers_on_the_host(made):
     assert same(here, found)
 
 
+def test_a_prediction_that_is_no_number_is_refused_where_it_comes_down(made, monkeypatch):
+    from fuse_nb import combined
+    monkeypatch.setattr(combined, "ridge_fit", lambda features, *fit, wanted: features[0][:, 0].expand(wanted, -1) * torch.nan)
+    with Machine(double=False), pytest.raises(ValueError, match="what Combined predicts is not a number"):
+        search("combined").minimize(bridged_there(made["gpt2"], made["pieces"], made["gpt2-pieces"].tensors), prefix=PREFIX, seed=1)
+
+
 def test_a_wanted_continuation_gives_the_text_of_the_cpu(made):
     here = search("gcg").minimize(continued(made["gpt2"]), prefix=PREFIX, seed=1)
     with Machine(double=False): found = search("gcg").minimize(continued(there(made["gpt2"])), prefix=PREFIX, seed=1)
