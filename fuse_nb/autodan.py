@@ -255,6 +255,8 @@ def fetched(self: _Walk, tried: list[list[int]], logprobs: Tensor, predicted: Te
     (more,) = send(best.device, torch.tensor([row + self.ends for row in tried], dtype=torch.long))
     ids = torch.cat([best, more], 1)
     known = torch.stack([ids.float(), logprobs.gather(1, ids), predicted.gather(1, ids)]).cpu()
+    if known[2].isnan().any():  # while it lay on a device nobody could say so
+        raise ValueError(f"what {type(self.ranker).__name__} predicts is not a number")
     return [known[0].long().tolist(), *known[1:].tolist()]
 
 # %% ../nbs/61_autodan.ipynb #9401426c
@@ -274,8 +276,6 @@ def grown(self: _Walk, frontier: list[Node], lists: list[dict]) -> list[Node]:
     new = []
     for row, (node, known) in enumerate(zip(frontier, lists)):
         for v, (logprob, guessed) in sorted(known.items()):
-            if math.isnan(guessed):  # while it lay on a device nobody could say so
-                raise ValueError(f"what {type(self.ranker).__name__} predicts is not a number")
             nll = node.nll - logprob
             longer = Node(node.ids + [v], nll, node.count + 1, parent=row, fresh=True)
             longer.guess = guessed
