@@ -494,3 +494,24 @@ def test_the_seed_of_a_slot_is_0_where_none_is_given(made):
     given = lm, lm.tokenize(["a photo"])[0], torch.zeros(len(lm.embedding_table)).log_softmax(-1), torch.ones(len(lm.embedding_table), dtype=torch.bool)
     orders = [State(*given, **seed).expansions(40).tolist() for seed in ({}, dict(seed=0), dict(seed=1))]
     assert orders[0] == orders[1] != orders[2]
+
+
+def test_a_term_without_a_word_table_borrows_the_first_there_is(made):
+    lm = made["gpt2"]
+    picture, mood = Term(made["pieces"].text("the dog"), 1.0, made["gpt2-pieces"]), Term(NextTokens(lm, "the ball"), 1.0)
+    other = Term(made["pieces"].text("a cup"), 1.0, made["gpt2-pieces"], name="other")
+    ranker, states = Combined(6), [replace(state_of(lm, "a photo of"), seed=seed) for seed in (0, 1)]
+    assert ranker.lender(mood, [Term(lm), mood, picture, other], states[0]) is picture
+    assert ranker.lender(picture, [picture, other], states[0]) is None                     # it has its own
+    assert ranker.lender(mood, [Term(lm), mood, Term(picture.loss, 0.0, name="silent")], states[0]) is None
+    assert ranker.tries([mood], states) == 6 and ranker.tries([picture, mood], states) == 3
+    tokens = [s.expansions(3) for s in states]
+    assert ranker.features(mood, states, tokens)[1] is None
+    assert torch.equal(ranker.features(mood, states, tokens, picture)[1], ranker.features(picture, states, tokens)[1])
+    lent, own = ranker.predict_beside(mood, [picture, mood], states), ranker.predict_beside(mood, [mood], states)
+    close(lent, ranker.predict_all(mood, states, picture))
+    close(own, ranker.predict_all(mood, states))
+    assert not torch.allclose(lent, own)
+    objective = Objective(Term(lm, 0.5), picture, mood)
+    want = sum(t.weight * ranker.predict_beside(t, objective.terms, states) for t in (picture, mood)) + 0.5 * torch.stack([s.fluency() for s in states])
+    close(ranker.rank_all(objective, states), want)
