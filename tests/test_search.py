@@ -451,7 +451,7 @@ def test_a_slot_that_others_help_tries_fewer_words(made):
     table, none, penalty = Term(made["pieces"].text("the dog ran")), Term(Spelled(made["twin"], SENTENCE)), Term(repetition())
     one, two, later = [state_of(lm, "a")], [state_of(lm, "a"), state_of(lm, "the")], [state_of(lm, "a")]
     later[0].earlier = told
-    for terms, states, n in ([table], one, 10), ([table], two, 5), ([table], later, 5), ([none], two, 10), ([table, none], two, 10), ([table, penalty], two, 5), ([penalty], two, 0):
+    for terms, states, n in ([table], one, 10), ([table], two, 5), ([table], later, 5), ([none], two, 10), ([table, none], two, 5), ([none, penalty], two, 10), ([table, penalty], two, 5), ([penalty], two, 0):
         assert Combined(10).tries(terms, states) == n
         assert Combined(10, again=3).tries(terms, states) == {5: 3}.get(n, n)
     for terms, states in ([table], one), ([table], two):
@@ -464,9 +464,9 @@ def test_a_slot_learns_from_the_slot_before_it(made):
     "In a search, what a state knows of the slot before is what was evaluated there, and asking for it costs nothing; where losses say so, it is used."
     lm, seen, calls = made["gpt2"], [], []
     class Watch(Combined):
-        def predict_all(self, term, states):
+        def predict_all(self, term, states, lender=None):
             seen.append([(s.left, s.earlier) for s in states]); before = set(term._seen)
-            out = super().predict_all(term, states)
+            out = super().predict_all(term, states, lender)
             calls.append(set(term._seen) - before)
             return out
     term = lambda: Term(made["pieces"].text("the dog ran"), 20.0, adapter=made["gpt2-pieces"])
