@@ -67,9 +67,12 @@ class Remembered(dict):
         if losses.device.type != "cpu":
             self.waiting.append((list(texts), losses))
             return
+        self._keep(texts, losses)
+        self._forget_oldest()
+
+    def _keep(self, texts: Sequence[str], losses: Tensor) -> None:
         for text, loss in zip(texts, losses.tolist()):
             self.setdefault(text, loss)
-        self._forget_oldest()
 
     def _forget_oldest(self) -> None:
         for text in list(self)[: max(0, len(self) - self.most)]:
@@ -92,7 +95,7 @@ def ask(
 @patch
 def told(self: Remembered, texts: Sequence[str]) -> Tensor:  # (N,) float32 on the CPU
     "The loss of each text that was asked for."
-    if any(t not in self for t in texts):
+    if not all(t in self for t in texts):
         settle([self])
     found = torch.tensor([self[t] for t in texts])
     self._forget_oldest()
@@ -115,8 +118,7 @@ def settle(
     waiting = [(m, texts, x) for m in memories for texts, x in m.waiting]
     losses = bring(*(x for *_, x in waiting), *more)
     for (memory, texts, _), found in zip(waiting, losses):
-        for text, loss in zip(texts, found.tolist()):
-            memory.setdefault(text, loss)
+        memory._keep(texts, found)
     for memory in memories:
         memory.waiting = []
     return losses[len(waiting) :]
@@ -129,7 +131,7 @@ def lying(
     device: torch.device,  # where their losses were computed
 ) -> Tensor:  # (N,) float32 there
     "The loss of each text on a device, without a wait for it."
-    if device.type == "cpu" or not any(t not in self for t in texts):
+    if device.type == "cpu" or all(t in self for t in texts):
         return self.told(texts).to(device)
     place = {t: i for i, t in enumerate(t for some, _ in self.waiting for t in some)}
     known = torch.tensor([self.get(t, 0.0) for t in texts])
