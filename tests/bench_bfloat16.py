@@ -1,6 +1,6 @@
 """Does a search in bfloat16 pay on this processor, and what does it cost? data/bfloat16.json.
 
-    python tests/bench_bfloat16.py --photos FOLDER --out data/bfloat16.json          # default: five photographs of scikit-image
+    python tests/bench_bfloat16.py --photos FOLDER --out data/bfloat16.json          # eight photographs at least, for an interval
 
 Each photograph is captioned in float32 and in bfloat16, by turns, on a quiet machine; both captions are judged again in float32 (`loss`). Then the whole command
 `fuse-nb caption`, process start to caption, five times in each.
@@ -14,13 +14,13 @@ import time
 from pathlib import Path
 
 import numpy as np
-import skimage.data
 import torch
 
 from machine import SEARCH, made
+from fuse_nb.agreement import interval
 from fuse_nb.captioning import Captioner
+from fuse_nb.precision import _UNITS
 
-OWN = ("chelsea.png", "coffee.png", "astronaut.png", "rocket.jpg", "motorcycle_left.png")
 DTYPES = ("float32", "bfloat16")
 
 
@@ -44,29 +44,23 @@ def whole(photo, dtype):
     return round(time.perf_counter() - began, 2)
 
 
-def interval(x, seed=0):
-    "Mean and 95 % bootstrap interval."
-    means = x[np.random.default_rng(seed).integers(len(x), size=(2000, len(x)))].mean(1)
-    return [round(float(v), 3) for v in (x.mean(), *np.percentile(means, [2.5, 97.5]))]
-
-
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--photos", type=Path); p.add_argument("--out", type=Path, required=True)
+    p.add_argument("--photos", type=Path, required=True); p.add_argument("--out", type=Path, required=True)
     a = p.parse_args()
-    photos = sorted(a.photos.glob("*.jpg")) if a.photos else [Path(skimage.data.__file__).parent/name for name in OWN]
+    photos = sorted(a.photos.glob("*.jpg"))
     busy = os.getloadavg()[0]
     captioners = {d: Captioner.from_pretrained(device="cpu", dtype=d, progress=False) for d in DTYPES}
     for c in captioners.values(): c(str(photos[0]))                                # tables are made, memory is warm
     rows = [measured(captioners, photo) for photo in photos]
     column = lambda dtype, key: np.array([r[dtype][key] for r in rows], dtype=float)
-    told = {f"{key} in bfloat16, of those in float32": interval(column("bfloat16", key)/column("float32", key)) for key in ("seconds", "processor")}
-    told["loss in bfloat16, less that in float32"] = interval(column("bfloat16", "loss") - column("float32", "loss"))
+    rounded = lambda values: [round(x, 3) for x in interval(values)]
+    told = {f"{key} in bfloat16, of those in float32": rounded(column("bfloat16", key)/column("float32", key)) for key in ("seconds", "processor")}
+    told["loss in bfloat16, less that in float32"] = rounded(column("bfloat16", "loss") - column("float32", "loss"))
     command = {d: [] for d in DTYPES}
     for _ in range(5):
         for d in DTYPES: command[d].append(whole(photos[0], d))
-    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    says = {name: bool(getattr(torch.cpu, name, bool)()) for name in asked}
+    says = {name: bool(getattr(torch.cpu, name, bool)()) for name in _UNITS}
     a.out.write_text(json.dumps(dict(made=made([*SEARCH, "autodan", "captioning", "precision"], "smollm2-135m, imagenet-minilm"), processor=says, load=busy, photos=len(rows), told=told, command=command, rows=rows), indent=1) + "\n")
     print(json.dumps(told, indent=1), command)
 
