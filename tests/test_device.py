@@ -118,7 +118,7 @@ def test_a_wanted_continuation_gives_the_text_of_the_cpu(made):
     assert same(here, found)
 
 
-# The most waits and uploads of one step, as measured on 2026-11-27. The goals are 3 waits (PEZ: 2) and 4 uploads: the waits are met, the uploads of AutoDAN and GCG are not.
+# The most waits and uploads of one step, as measured on 2026-11-27. The goals are 3 waits (PEZ: 2) and 4 uploads: the waits are met, the uploads of AutoDAN and of GCG (both runs) are not.
 # Who asks, and what for, stands in chapter 60, from data/waits.json (`python tests/waits.py`).
 CEILING = {"combined": (3, 7), "gcg": (3, 7), "pez": (2, 4), "text": (3, 5)}
 
